@@ -1,0 +1,283 @@
+"""What clients, workers and operators ask of a replica; also the messages that carry it.
+
+Each command is a frozen msgspec struct with a tag, so the same definition is the wire form
+between client or worker and node (see `protocol.messages`) and the input of `Replica.submit`.
+Ids travel as bytes, payloads and results as opaque canonical CBOR.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+AttemptRef: TypeAlias = tuple[int, str, int, int]  # an EventId, field by field
+
+
+class Command(msgspec.Struct, frozen=True, tag=True, tag_field="op", omit_defaults=True, forbid_unknown_fields=True):
+    """Base of all commands; the tag is the class name."""
+
+
+class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One task to submit. What is None comes from the task's declaration."""
+
+    name: str
+    payload: bytes  # canonical CBOR [args, kwargs]
+    id: bytes | None = None  # 16 bytes, minted by the client so that a lost answer can be asked again
+    queue: str | None = None
+    priority: int | None = None  # 0..9, higher first; 5 unless declared
+    delay_ms: int = 0  # counted from acceptance
+    not_before_ms: int = 0  # wall time
+    deadline_ms: int = 0  # wall time by which the task must have ended, 0 for none
+    key: str = ""
+    labels: dict[str, str] = {}
+    after: tuple[bytes, ...] = ()
+    after_settled: tuple[bytes, ...] = ()
+    region: str = "here"  # "here" | "spread" | a region's name
+    partition: str | None = None
+    attempts: int | None = None
+    backoff_ms_base: int | None = None
+    backoff_ms_max: int | None = None
+    cancel: str | None = None
+    timeout_ms: int | None = None
+    linked: bytes | None = None
+
+
+class TaskDeclaration(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A task that a worker's app can run, with its default options (see events.Options)."""
+
+    name: str
+    queue: str = "default"
+    priority: int = 5
+    partition: str = "takeover"
+    attempts: int = 10
+    lost_max: int = 5
+    backoff_ms_base: int = 1_000
+    backoff_ms_max: int = 60_000
+    backoff_factor_permille: int = 2_000
+    cancel: str = ""  # "" derives it: wins where there is a compensation, else loses
+    compensate: str = ""
+    timeout_ms: int = 0
+    unserved_after_ms: int = 60_000
+    window_ms: int = 86_400_000
+    non_retryable: tuple[str, ...] = ()
+
+
+# From clients ------------------------------------------------------------------------------------
+
+
+class Submit(Command, frozen=True):
+    """Reply: a list, in order, of {"id": hex, "created": bool} or {"error": {...}}."""
+
+    specs: tuple[TaskSpec, ...]
+
+
+class Cancel(Command, frozen=True):
+    """Reply: {"id", "state", "cancelled": bool, "answer": text}."""
+
+    task: bytes
+    reason: str = ""
+
+
+class Requeue(Command, frozen=True):
+    """Reply: {"id", "state"}. Refused (conflict) unless the task is dead."""
+
+    task: bytes
+
+
+class Edit(Command, frozen=True):
+    """Reply: {"id", "priority", "labels"}. A label set to "" is removed."""
+
+    task: bytes
+    priority: int | None = None
+    labels: dict[str, str] = {}
+
+
+class Describe(Command, frozen=True):
+    """Reply: the task's record, as `task show -o json` prints it."""
+
+    task: bytes
+
+
+class History(Command, frozen=True):
+    """Reply: the task's events in stamp order, each {"at", "kind", "region", ...}."""
+
+    task: bytes
+
+
+class Explain(Command, frozen=True):
+    """Reply: {"id", "text": shared prose, "local": prose that only this replica knows}."""
+
+    task: bytes
+
+
+class Await(Command, frozen=True):
+    """Reply: the task's record once it has ended (or is settled). Pending until then."""
+
+    task: bytes
+    settled: bool = False
+
+
+class Watch(Command, frozen=True):
+    """Replies: a stream of records {"id", "state", "name", "settled", "at_ms"}, one per change."""
+
+    task: bytes | None = None  # None: all tasks
+    queue: str | None = None
+
+
+class Forget(Command, frozen=True):
+    """The asker of `ticket` is gone: drop its Await or Watch. No reply."""
+
+    ticket: int
+
+
+class ListTasks(Command, frozen=True):
+    state: str | None = None
+    queue: str | None = None
+    label: tuple[str, str] | None = None
+    limit: int = 100  # 0 for all
+
+
+class ListConflicts(Command, frozen=True):
+    limit: int = 0
+
+
+class ShowConflict(Command, frozen=True):
+    id: str
+
+
+class ListRegions(Command, frozen=True):
+    pass
+
+
+class ListLinks(Command, frozen=True):
+    pass
+
+
+class CutLinks(Command, frozen=True):
+    """Refuse links to these regions (all others if empty) until healed. Kept across a restart."""
+
+    regions: tuple[str, ...] = ()
+
+
+class HealLinks(Command, frozen=True):
+    regions: tuple[str, ...] = ()
+
+
+class Drain(Command, frozen=True):
+    """Start nothing more here and offer what waits to other regions. `off` ends the drain."""
+
+    off: bool = False
+
+
+class ShowDocument(Command, frozen=True):
+    """A shared document by name, or a task's document. Reply: {"name", "value": plain record}."""
+
+    name: str = ""
+    task: bytes = b""
+
+
+class EditDocument(Command, frozen=True):
+    """Set entries of a document's top-level map; a None value removes. Values: canonical CBOR."""
+
+    name: str = ""
+    task: bytes = b""
+    entries: dict[str, bytes | None] = {}
+
+
+class Status(Command, frozen=True):
+    """Reply: this node's own record: writer, region, members, digest, queues, workers, buffers, alarms."""
+
+
+# From workers ------------------------------------------------------------------------------------
+
+
+class WorkerHello(Command, frozen=True):
+    """A worker (new, or reconnecting) says what it can run and what it is running.
+
+    `worker` is unique per worker process start. `credits` bounds how many attempts may be
+    assigned and not completed. Reply: {"region", "writer", "heartbeat_ms", "stop": [attempt...]}
+    where `stop` lists reported attempts that are no longer wanted.
+    """
+
+    worker: str
+    app: str
+    tasks: tuple[TaskDeclaration, ...]
+    credits: int
+    queues: tuple[str, ...] = ()  # empty: all
+    running: tuple[AttemptRef, ...] = ()
+
+
+class Heartbeat(Command, frozen=True):
+    """Reply: {}. Silence for `worker_lost_after_ms` loses the worker's attempts."""
+
+    worker: str
+    progress: tuple[tuple[AttemptRef, str], ...] = ()
+
+
+class RecordEffect(Command, frozen=True):
+    """Reply, once durable: {}. Error `fenced` or `unknown_attempt` when it no longer counts."""
+
+    attempt: AttemptRef
+    name: str
+    key: bytes
+    result: bytes
+
+
+class SaveCheckpoint(Command, frozen=True):
+    attempt: AttemptRef
+    index: int
+    data: bytes
+
+
+class Complete(Command, frozen=True):
+    """The end of one attempt. Reply, once durable: {"state"}; repeating it is harmless."""
+
+    attempt: AttemptRef
+    outcome: str  # "ok" | "failed" | "lost"
+    value: bytes = b""  # ok: canonical CBOR result; failed: canonical CBOR [type, message, traceback]
+    retryable: bool = True
+    reason: str = ""
+
+
+class WorkerDraining(Command, frozen=True):
+    """No new work for this worker, please; what runs is being finished. Reply: {}."""
+
+    worker: str
+
+
+class WorkerGone(Command, frozen=True):
+    """The worker's connection ended (told by the driver, not by the worker)."""
+
+    worker: str
+
+
+ClientCommand: TypeAlias = (
+    Submit
+    | Cancel
+    | Requeue
+    | Edit
+    | Describe
+    | History
+    | Explain
+    | Await
+    | Watch
+    | Forget
+    | ListTasks
+    | ListConflicts
+    | ShowConflict
+    | ListRegions
+    | ListLinks
+    | CutLinks
+    | HealLinks
+    | Drain
+    | ShowDocument
+    | EditDocument
+    | Status
+)
+WorkerCommand: TypeAlias = (
+    WorkerHello | Heartbeat | RecordEffect | SaveCheckpoint | Complete | WorkerDraining | EditDocument
+)
+AnyCommand: TypeAlias = (
+    ClientCommand | WorkerHello | Heartbeat | RecordEffect | SaveCheckpoint | Complete | WorkerDraining | WorkerGone
+)

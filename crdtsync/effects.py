@@ -1,0 +1,196 @@
+"""What a `Replica` asks its driver to do.
+
+The driver carries effects out in the order in which `take_effects()` returned them and decides
+nothing. Whatever rests on commits that are not yet on disk is held back inside the replica until
+`persisted(batch)` says that they are (durable first, design 3): an effect that the driver sees
+may be carried out at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+from crdtsync.identifiers import AttemptId, Domain, RegionId, TaskId, WorkerId, WriterId
+
+
+class CommitRow(NamedTuple):
+    """One commit as it is stored and travels. Numbers are gap-free per (domain, writer)."""
+
+    domain: Domain
+    writer: WriterId
+    number: int
+    stamp: int
+    blob: bytes
+
+
+class TaskRow(NamedTuple):
+    """One task as stored: the columns that queries filter by, and its facts, lossless for `resolve`."""
+
+    domain: Domain
+    task: TaskId
+    name: str
+    queue: str
+    state: str  # TaskState value
+    settled: bool
+    live: bool  # loaded into memory at start: it can still move without a new commit touching it
+    owner: str
+    created_ms: int  # wall part of the submission's stamp
+    conflicts: int  # how many conflicts `resolve` finds in the facts
+    labels: tuple[tuple[str, str], ...]
+    digest: bytes  # 16 bytes: this task's share of the state digest
+    facts: bytes  # canonical CBOR
+
+
+class DocumentRow(NamedTuple):
+    """A document's state at the folded heads, so that commits below the floor can go."""
+
+    domain: Domain
+    task: bytes  # b"" for a shared document
+    name: str
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Make all of this durable in one transaction, then call `persisted(batch)`.
+
+    `commits` are in causal order; `drop` names commits up to and including a number per writer
+    that are behind the floor and may be deleted. At most one `Persist` is under way at a time.
+    """
+
+    batch: int
+    commits: tuple[CommitRow, ...] = ()
+    rows: tuple[TaskRow, ...] = ()
+    documents: tuple[DocumentRow, ...] = ()
+    meta: tuple[tuple[str, bytes], ...] = ()
+    drop: tuple[tuple[Domain, WriterId, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Read the rows of `tasks` (absent ones are simply missing) and call `loaded(token, rows)`."""
+
+    token: int
+    domain: Domain
+    tasks: tuple[TaskId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCommits:
+    """Read commits of `writer` from number `first` on, at least one if it exists and then while
+    their sizes fit into `bytes_max`, and call `commits_read(token, blobs)`."""
+
+    token: int
+    domain: Domain
+    writer: WriterId
+    first: int
+    bytes_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRows:
+    """Read up to `limit` task rows with id > `after` in id order and call `rows_read(token, rows)`:
+    how a snapshot is sent, in chunks."""
+
+    token: int
+    domain: Domain
+    after: bytes
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """One frame to a connected peer region."""
+
+    peer: RegionId
+    message: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Close the link to a peer; it may dial again unless the reason is a refusal."""
+
+    peer: RegionId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Answer the command submitted with `ticket`. `error` is None or an error record
+    {"code", "message", "definite", ...}; `final` is False for all but a stream's last answer."""
+
+    ticket: Any
+    value: Any = None
+    error: dict[str, Any] | None = None
+    final: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Answer `ticket` with rows from the store, which is now as fresh as the replica's memory.
+
+    `what` is "tasks" or "conflicts"; `where` holds the equality filters (state, queue, label as a
+    (key, value) pair); `limit` 0 means all.
+    """
+
+    ticket: Any
+    domain: Domain
+    what: str
+    where: tuple[tuple[str, Any], ...]
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Everything a worker needs to run one attempt."""
+
+    task: TaskId
+    attempt: AttemptId
+    number: int  # for display: 1 is the first attempt of the task
+    name: str
+    payload: bytes
+    term: int
+    region: str
+    fence: int
+    deadline_ms: int  # wall time, 0 for none
+    timeout_ms: int  # start to close, 0 for none
+    root: AttemptId  # effect keys derive from it
+    effects: tuple[tuple[str, bytes], ...]  # inherited ledger: name -> recorded result
+    checkpoint: bytes | None  # the newest one that counts
+    checkpoint_index: int
+    undoes: bytes | None  # for a compensation: canonical CBOR of the attempt that is undone
+    document: bytes  # state of the task's document, b"" when it has none
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    worker: WorkerId
+    assignments: tuple[Assignment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ask a worker to stop an attempt: `reason` is told to the handler
+    ("cancelled", "lost ownership", "timeout", "superseded", "expired")."""
+
+    worker: WorkerId
+    attempt: AttemptId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Something worth a log line, a metric or an alarm. The core knows no listener.
+
+    `level` is "debug" | "info" | "warning" | "alarm"; `what` is a stable dotted name.
+    """
+
+    level: str
+    what: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+Effect: TypeAlias = (
+    Persist | Load | ReadCommits | ReadRows | Send | Disconnect | Reply | Query | Run | Stop | Notify
+)

@@ -1,0 +1,211 @@
+"""Every exception of the project.
+
+    CrdtSyncError
+        ProtocolError
+            LocalProtocolError      our bug
+            RemoteProtocolError     theirs: close, count, carry on
+        ClockError
+            ClockSkewError
+        TaskError
+            UnknownTaskError
+            UndeclaredTaskError
+            IllegalTransitionError
+            DuplicateTaskError
+            DependencyError
+            NotImplementedYetError
+        OverloadedError             a named limit is reached; retry later
+        DrainingError
+        PayloadTooLargeError
+        StorageError
+            CorruptLogError
+            SchemaVersionError
+            StoreLockedError
+        UnreachableError            no answer from the node
+        IndefiniteError             it may have happened
+        WaitTimeoutError
+        TaskFailedError
+        ConfigError
+
+Each class has a `code` (stable, in JSON), an `exit_code` (CLI) and `definite`: whether the
+operation certainly did not happen. Facts are attributes; the message says what a person can do.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class CrdtSyncError(Exception):
+    """Base of all. State is unchanged unless a subclass says otherwise."""
+
+    code: ClassVar[str] = "internal"
+    exit_code: ClassVar[int] = 1
+    definite: ClassVar[bool] = True
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.facts = facts
+
+    def record(self) -> dict[str, Any]:
+        """The error as it travels and as JSON shows it."""
+        return {"code": self.code, "message": str(self), "definite": self.definite, **self.facts}
+
+
+class ProtocolError(CrdtSyncError):
+    code = "protocol"
+
+
+class LocalProtocolError(ProtocolError):
+    """We broke the protocol: a bug here."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The other side broke the protocol. The frame is dropped, nothing of it was applied."""
+
+
+class ClockError(CrdtSyncError):
+    code = "clock"
+
+
+class ClockSkewError(ClockError):
+    """A stamp is ahead of the limit. The clock is unchanged."""
+
+    code = "clock_skew"
+
+
+class TaskError(CrdtSyncError):
+    code = "task"
+
+
+class UnknownTaskError(TaskError):
+    code = "not_found"
+    exit_code = 3
+
+
+class UndeclaredTaskError(TaskError):
+    """No app in the cluster ever declared this name."""
+
+    code = "undeclared"
+    exit_code = 3
+
+
+class IllegalTransitionError(TaskError):
+    """The task's state does not allow this."""
+
+    code = "conflict"
+    exit_code = 4
+
+
+class DuplicateTaskError(TaskError):
+    """The id or key is taken by a submission with another payload."""
+
+    code = "duplicate"
+    exit_code = 4
+
+
+class DependencyError(TaskError):
+    """A task named in `after` is not held by the accepting region."""
+
+    code = "dependency"
+    exit_code = 3
+
+
+class NotImplementedYetError(TaskError):
+    """Asked for something that this version does not do."""
+
+    code = "not_implemented"
+    exit_code = 2
+
+
+class InvalidRequestError(TaskError):
+    """The request makes no sense as it stands (a range, a name, a combination)."""
+
+    code = "invalid"
+    exit_code = 2
+
+
+class OverloadedError(CrdtSyncError):
+    """A named limit is reached: try again later."""
+
+    code = "overloaded"
+    exit_code = 75
+
+
+class DrainingError(CrdtSyncError):
+    """The node is shutting down and accepts nothing new."""
+
+    code = "draining"
+    exit_code = 75
+
+
+class PayloadTooLargeError(CrdtSyncError):
+    code = "too_large"
+    exit_code = 2
+
+
+class StorageError(CrdtSyncError):
+    code = "storage"
+    exit_code = 75
+
+
+class CorruptLogError(StorageError):
+    code = "corrupt"
+
+
+class SchemaVersionError(StorageError):
+    code = "schema"
+    exit_code = 78
+
+
+class StoreLockedError(StorageError):
+    """Another process uses this data directory."""
+
+    code = "locked"
+    exit_code = 78
+
+
+class UnreachableError(CrdtSyncError):
+    """The node could not be reached; nothing was sent."""
+
+    code = "unreachable"
+    exit_code = 69
+
+
+class IndefiniteError(CrdtSyncError):
+    """The request was sent and no answer came: it may have happened. Asking again with the same
+    id is safe."""
+
+    code = "indefinite"
+    exit_code = 69
+    definite = False
+
+
+class WaitTimeoutError(CrdtSyncError):
+    """The task did not end in time; it goes on."""
+
+    code = "timeout"
+    exit_code = 124
+
+
+class TaskFailedError(TaskError):
+    """The awaited task ended without success; `facts["task"]` is its record."""
+
+    code = "task_failed"
+    exit_code = 1
+
+
+class ConfigError(CrdtSyncError):
+    code = "config"
+    exit_code = 78
+
+
+def error_from_record(record: dict[str, Any]) -> CrdtSyncError:
+    """The typed exception for an error record that came over the wire."""
+    facts = {key: value for key, value in record.items() if key not in ("code", "message", "definite")}
+    pending: list[type[CrdtSyncError]] = [CrdtSyncError]
+    while pending:
+        kind = pending.pop()
+        if kind.__dict__.get("code") == record.get("code"):
+            return kind(str(record.get("message", "")), **facts)
+        pending.extend(kind.__subclasses__())
+    return CrdtSyncError(str(record.get("message", "")), **facts)

@@ -1,0 +1,232 @@
+"""The event kinds: immutable facts, one frozen record each, as they stand in a commit.
+
+On the wire and on disk an event is one CBOR array `[kind, field, ...]` of plain values: no maps,
+no floats, no tags, so that its canonical encoding is its only encoding. In memory it is the
+named tuple of its kind. A kind's number and the order of its fields are stored for ever: they
+are never reused, and new fields mean a new kind (gated by a feature bit, design 7). A kind that
+this version does not know stays an `Unknown`: kept and relayed, not folded.
+
+`late` is fixed when the event is written: its writer had already seen an outcome (rules.md).
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from crdtsync.identifiers import AttemptId, EventId, TaskId
+
+Plain: TypeAlias = None | bool | int | str | bytes | tuple["Plain", ...]
+
+
+class Options(NamedTuple):
+    """What a task may do, resolved when it was accepted; travels with its submission."""
+
+    partition: str  # "wait" | "takeover" | "quorum"
+    attempts: int  # granted per death
+    lost_max: int
+    backoff_ms_base: int
+    backoff_ms_max: int
+    backoff_factor_permille: int  # 2000 doubles the delay with each failure
+    cancel: str  # "wins" | "loses"
+    compensate: str  # name of the task that undoes an attempt, "" for none
+    timeout_ms: int  # start to close of one attempt, 0 for none
+    unserved_after_ms: int  # offered elsewhere when no worker here can run it for so long
+    window_ms: int  # how long an idempotency key is remembered after the settled end
+    non_retryable: tuple[str, ...]  # names of exception types that end the grant at once
+
+
+class Submitted(NamedTuple):
+    task: TaskId
+    name: str
+    payload: bytes  # canonical CBOR, opaque to the core
+    owner: str  # region, computed once by the accepting region
+    queue: str
+    priority: int  # 0..9, higher first
+    not_before_ms: int  # wall time, 0 for at once
+    deadline_ms: int  # wall time, 0 for none
+    key: str  # idempotency key, "" for none
+    generation: int
+    labels: tuple[tuple[str, str], ...]  # sorted by label
+    after: tuple[tuple[TaskId, bool], ...]  # parents; True waits for settlement
+    undoes: tuple[TaskId, AttemptId, bytes] | None  # set on a compensation: what it undoes; b"" or an effect key
+    linked: TaskId | None  # the old task that this one is submitted anew for
+    options: Options
+
+
+class TermOpened(NamedTuple):
+    task: TaskId
+    term: int
+    offer: EventId | None  # the offer that a handover accepts; None for a takeover
+
+
+class Offered(NamedTuple):
+    """The owner offers the task to `region`. Withdrawn by a later `Offered` or by `Withdrawn`."""
+
+    task: TaskId
+    term: int
+    region: str
+    reason: str  # "drain" | "unserved"
+
+
+class Withdrawn(NamedTuple):
+    task: TaskId
+    offer: EventId
+
+
+class Claimed(NamedTuple):
+    """One attempt begins. Its id is this event's id."""
+
+    task: TaskId
+    term: int
+    submission: EventId
+    continues: AttemptId | None
+    continues_ended: bool  # whether that attempt had ended, as seen here
+    relies: tuple[EventId, ...]  # the effects inherited over `continues`, as seen here
+    inputs: tuple[tuple[TaskId, AttemptId], ...]  # which attempt of each parent
+    token: int  # fencing token, 0 without a lease
+
+
+class EffectRecorded(NamedTuple):
+    task: TaskId
+    attempt: AttemptId
+    name: str
+    key: bytes
+    result: bytes
+
+
+class Checkpointed(NamedTuple):
+    task: TaskId
+    attempt: AttemptId
+    index: int
+    data: bytes
+
+
+class Ended(NamedTuple):
+    task: TaskId
+    attempt: AttemptId
+    outcome: str  # "ok" | "failed" | "lost"
+    late: bool
+    retryable: bool
+    reason: str  # lost: "crash" "drain" "stopped" "timeout" "restart"; failed: the error's type
+    value: bytes  # ok: the result; failed: canonical CBOR [type, message, traceback]
+
+
+class CancelRequested(NamedTuple):
+    task: TaskId
+    late: bool
+    reason: str
+
+
+class Expired(NamedTuple):
+    task: TaskId
+    late: bool
+
+
+class Requeued(NamedTuple):
+    task: TaskId
+    death: int  # which exhaustion this answers, from 1
+
+
+class PriorityEdited(NamedTuple):
+    task: TaskId
+    priority: int
+    saw: EventId | None  # the edit of this field that the writer had seen as current
+
+
+class LabelEdited(NamedTuple):
+    task: TaskId
+    label: str
+    value: str  # "" removes the label
+    saw: EventId | None
+
+
+class DocumentUpdated(NamedTuple):
+    """One pycrdt update of a document. `task` is the task it belongs to, or b"" for a shared one."""
+
+    task: TaskId
+    name: str
+    update: bytes
+
+
+class Declared(NamedTuple):
+    """A task that some app can run, with its default options."""
+
+    name: str
+    app: str
+    queue: str
+    options: Options
+
+
+class WriterOpened(NamedTuple):
+    """First event of every incarnation: which writer it follows, and up to which commit."""
+
+    predecessor: str  # "" for the first
+    number: int
+    features: int
+
+
+class Unknown(NamedTuple):
+    kind: int
+    fields: tuple[Plain, ...]
+
+
+TaskEvent: TypeAlias = (
+    Submitted
+    | TermOpened
+    | Offered
+    | Withdrawn
+    | Claimed
+    | EffectRecorded
+    | Checkpointed
+    | Ended
+    | CancelRequested
+    | Expired
+    | Requeued
+    | PriorityEdited
+    | LabelEdited
+)
+Event: TypeAlias = TaskEvent | DocumentUpdated | Declared | WriterOpened | Unknown
+
+KINDS: Final[dict[int, type[Any]]] = {
+    1: Submitted,
+    2: TermOpened,
+    3: Offered,
+    4: Withdrawn,
+    5: Claimed,
+    6: EffectRecorded,
+    7: Checkpointed,
+    8: Ended,
+    9: CancelRequested,
+    10: Expired,
+    11: Requeued,
+    12: PriorityEdited,
+    13: LabelEdited,
+    14: DocumentUpdated,
+    15: Declared,
+    16: WriterOpened,
+}
+KIND_OF: Final = {record: kind for kind, record in KINDS.items()}
+TASK_EVENTS: Final = frozenset(KINDS[kind] for kind in range(1, 14))
+
+_ID = (tuple, type(None))
+_SHAPES: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
+    1: ((bytes,), (str,), (bytes,), (str,), (str,), (int,), (int,), (int,), (str,), (int,), (tuple,), (tuple,), _ID, (bytes, type(None)), (tuple,)),
+    2: ((bytes,), (int,), _ID),
+    3: ((bytes,), (int,), (str,), (str,)),
+    4: ((bytes,), (tuple,)),
+    5: ((bytes,), (int,), (tuple,), _ID, (bool,), (tuple,), (tuple,), (int,)),
+    6: ((bytes,), (tuple,), (str,), (bytes,), (bytes,)),
+    7: ((bytes,), (tuple,), (int,), (bytes,)),
+    8: ((bytes,), (tuple,), (str,), (bool,), (bool,), (str,), (bytes,)),
+    9: ((bytes,), (bool,), (str,)),
+    10: ((bytes,), (bool,)),
+    11: ((bytes,), (int,)),
+    12: ((bytes,), (int,), _ID),
+    13: ((bytes,), (str,), (str,), _ID),
+    14: ((bytes,), (str,), (bytes,)),
+    15: ((str,), (str,), (str,), (tuple,)),
+    16: ((str,), (int,), (int,)),
+}
+# Every allowed sequence of exact types, spelled out: one set look-up checks a whole event.
+SIGNATURES: Final = {kind: frozenset(itertools.product(*shape)) for kind, shape in _SHAPES.items()}

@@ -1,0 +1,1 @@
+"""How regions exchange commits and learn who is there."""

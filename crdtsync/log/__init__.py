@@ -1,0 +1,1 @@
+"""The replicated log: commits, heads, causal delivery, stability."""

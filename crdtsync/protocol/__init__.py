@@ -1,0 +1,1 @@
+"""What travels: codecs, messages, and the session's states."""
