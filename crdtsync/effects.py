@@ -128,13 +128,14 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Answer `ticket` with rows from the store, which is now as fresh as the replica's memory.
+    """Read task rows by their columns and call `queried(token, rows)`, newest first.
 
-    `what` is "tasks" or "conflicts"; `where` holds the equality filters (state, queue, label as a
-    (key, value) pair); `limit` 0 means all.
+    The store is as fresh as the replica's memory when this effect is seen. `what` is "tasks" or
+    "conflicts" (rows with conflicts > 0); `where` holds equality filters: ("state", s),
+    ("queue", q), ("label", (key, value)); `limit` 0 means all.
     """
 
-    ticket: Any
+    token: int
     domain: Domain
     what: str
     where: tuple[tuple[str, Any], ...]
