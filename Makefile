@@ -8,7 +8,8 @@ TESTS ?= tests
 ARGS ?=
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
+# Quiet twice: errors only. Warnings are about the machine's own pip settings, dozens of lines before the first result.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --quiet
 
 .DEFAULT_GOAL := venv
 .DELETE_ON_ERROR:
@@ -42,6 +43,7 @@ endef
 
 .PHONY: venv
 venv: $(VENV)/installed.stamp ## Make the virtual environment (the default)
+	@:
 
 # The interpreter is checked by its stamp and not by bin/python, which is a link into the system and older than we are.
 $(VENV)/created.stamp:
@@ -89,13 +91,14 @@ coverage: venv ## Run the tests and show what they do not reach
 	$(BIN)/coverage report
 
 .PHONY: lint
-lint: venv contracts ## Check style, formatting and who may import whom
+lint: venv ## Check style, formatting and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 .PHONY: contracts
 contracts: venv ## Check who may import whom
-	$(BIN)/lint-imports --no-cache
+	$(BIN)/lint-imports --no-cache --no-logo
 
 .PHONY: types
 types: venv ## Check the types
