@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from crdtsync.identifiers import AttemptId, EventId, TaskId
 
-Plain: TypeAlias = None | bool | int | str | bytes | tuple["Plain", ...]
+Plain: TypeAlias = bool | int | str | bytes | tuple["Plain", ...] | None
 
 
 class Options(NamedTuple):
@@ -98,7 +98,7 @@ class EffectRecorded(NamedTuple):
 class Checkpointed(NamedTuple):
     task: TaskId
     attempt: AttemptId
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on an event
     data: bytes
 
 

@@ -34,7 +34,7 @@ class EventId(NamedTuple):
     stamp: int
     writer: WriterId
     number: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on an id
 
     @property
     def region(self) -> RegionId:

@@ -1,0 +1,182 @@
+"""The tasks of one domain as this replica holds them: facts in memory, views on demand.
+
+Tasks that can still move live here; ended ones leave for the disk once their row is durable and
+come back by `Load` when something needs them. `known` says which ids were certainly never seen,
+so that a fresh submission costs no read.
+
+The digest is kept exact: whenever a task's view changes, its old share is taken out and the new
+one put in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from crdtsync.effects import TaskRow
+from crdtsync.events import Submitted, TaskEvent
+from crdtsync.history import Facts
+from crdtsync.identifiers import Domain, EventId, TaskId
+from crdtsync.lifecycle import ENDED, TaskState
+from crdtsync.log.bloom import KnownIds
+from crdtsync.log.digest import Digest
+from crdtsync.resolve import TaskView, resolve, view_hash
+
+_NOTHING = bytes(16)
+
+
+class Task:
+    """One task: its facts, and what this replica knows of it beyond them."""
+
+    __slots__ = ("digest", "dirty", "duties", "facts", "id", "pins", "settled", "state", "view")
+
+    def __init__(self, id: TaskId, facts: Facts, digest: bytes = _NOTHING, settled: bool = False) -> None:
+        self.id = id
+        self.facts = facts
+        self.view: TaskView | None = None  # None: stale, resolved again when asked for
+        self.state: TaskState | None = None  # as of the last view; None before the first
+        self.digest = digest  # this task's share of the state digest
+        self.settled = settled
+        self.dirty = False  # the row on disk lacks something
+        self.duties = False  # this region still owes it something: stays live
+        self.pins = 0  # readers that need it in memory for now
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+
+class TaskTable:
+    def __init__(self, domain: Domain) -> None:
+        self.domain = domain
+        self.digest = Digest()
+        self.known = KnownIds()
+        self._tasks: dict[TaskId, Task] = {}
+        self._dirty: dict[TaskId, None] = {}
+        self._touched: dict[TaskId, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self._tasks.values())
+
+    def get(self, task: TaskId) -> Task | None:
+        """The task if it is in memory. Absent does not mean unknown: see `missing`."""
+        return self._tasks.get(task)
+
+    def missing(self, tasks: Iterable[TaskId]) -> set[TaskId]:
+        """Which of these may be on disk and are not in memory."""
+        return {t for t in tasks if t not in self._tasks and self.known.may_contain(t)}
+
+    def add(self, id: EventId, event: TaskEvent) -> Task:
+        """Fold one fact in. The task must not be on disk only (`missing` is empty for it)."""
+        task = self._tasks.get(event.task)
+        if task is None:
+            task = self._tasks[event.task] = Task(event.task, Facts())
+            self.known.add(event.task)
+        if task.facts.add(id, event):
+            self._changed(task)
+        return task
+
+    def _changed(self, task: Task) -> None:
+        task.view = None
+        self._touched[task.id] = None
+        self.mark_dirty(task)
+
+    def mark_dirty(self, task: Task) -> None:
+        if not task.dirty:
+            task.dirty = True
+            self._dirty[task.id] = None
+
+    def touch(self, task: Task) -> None:
+        """Have the task reviewed though its facts did not change."""
+        self._touched[task.id] = None
+
+    def take_touched(self) -> list[Task]:
+        touched, self._touched = self._touched, {}
+        return [self._tasks[id] for id in touched if id in self._tasks]
+
+    @property
+    def has_touched(self) -> bool:
+        return bool(self._touched)
+
+    def view(self, task: Task) -> TaskView:
+        """What the task's facts resolve to; brings the digest up to date."""
+        view = task.view
+        if view is None:
+            view = task.view = resolve(task.facts)
+            task.state = view.state
+            share = view_hash(task.id, view)
+            if share != task.digest:
+                self.digest.replace(task.digest, share)
+                task.digest = share
+        return view
+
+    # Rows --------------------------------------------------------------------------------------
+
+    def row(self, task: Task) -> TaskRow:
+        view = self.view(task)
+        submitted = view.submitted
+        return TaskRow(
+            domain=self.domain,
+            task=task.id,
+            name=submitted.name if submitted else "",
+            queue=submitted.queue if submitted else "",
+            state=str(view.state),
+            settled=task.settled,
+            live=not task.ended or task.duties,
+            owner=view.owner,
+            created_ms=view.submission.stamp >> 16 if view.submission else 0,
+            conflicts=len(view.conflicts),
+            labels=view.labels,
+            digest=task.digest,
+            facts=task.facts.to_row(),
+        )
+
+    @property
+    def dirty(self) -> int:
+        return len(self._dirty)
+
+    def dirty_ids(self) -> list[TaskId]:
+        return list(self._dirty)
+
+    def clean(self, task: Task) -> TaskRow:
+        """The row to write; the task counts as clean from here on."""
+        row = self.row(task)
+        task.dirty = False
+        self._dirty.pop(task.id, None)
+        return row
+
+    def restore(self, row: TaskRow, *, counted: bool) -> Task:
+        """Bring a row into memory, joining what is there already.
+
+        Args:
+            counted: Whether the row's share is in the digest (it was ours and had only left
+                memory). A row that comes from a peer's snapshot is not.
+        """
+        task = self._tasks.get(row.task)
+        if task is None:
+            task = Task(row.task, Facts.from_row(row.facts), row.digest if counted else _NOTHING, row.settled)
+            task.state = TaskState(row.state)
+            self._tasks[row.task] = task
+            self.known.add(row.task)
+            if not counted:
+                self._changed(task)
+        elif task.facts.join(Facts.from_row(row.facts)):
+            self._changed(task)
+        return task
+
+    def evict(self, task: Task) -> None:
+        """Forget a clean task; its row on disk has everything."""
+        assert not task.dirty and not task.pins
+        self._tasks.pop(task.id, None)
+        self._touched.pop(task.id, None)
+
+
+def ids_needed(events: Iterable[object]) -> set[TaskId]:
+    """The tasks whose facts must be in memory before these events are folded."""
+    return {event.task for event in events if hasattr(event, "task") and len(event.task) == 16}
+
+
+def parents_of(submitted: Submitted) -> tuple[TaskId, ...]:
+    return tuple(parent for parent, _ in submitted.after)
