@@ -155,6 +155,7 @@ class Declared(NamedTuple):
     name: str
     app: str
     queue: str
+    priority: int
     options: Options
 
 
@@ -225,7 +226,7 @@ _SHAPES: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
     12: ((bytes,), (int,), _ID),
     13: ((bytes,), (str,), (str,), _ID),
     14: ((bytes,), (str,), (bytes,)),
-    15: ((str,), (str,), (str,), (tuple,)),
+    15: ((str,), (str,), (str,), (int,), (tuple,)),
     16: ((str,), (int,), (int,)),
 }
 # Every allowed sequence of exact types, spelled out: one set look-up checks a whole event.
