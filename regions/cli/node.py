@@ -1,0 +1,44 @@
+"""`crdtsync node run`: one node in the foreground, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from regions.cli.options import config_option, output_option
+
+
+@click.group()
+def node() -> None:
+    """Run a node: one per region."""
+
+
+@node.command()
+@config_option
+@output_option
+@click.option("--supervisor", type=int, hidden=True, help="End with this process.")
+def run(config_file: Path | None, output: str, supervisor: int | None) -> int:
+    """Run a node until SIGTERM or Ctrl-C; a second signal does not wait for handlers.
+
+    \b
+    Examples:
+      crdtsync node run --config eu.toml
+      CRDTSYNC_REGION=eu CRDTSYNC_DATA_DIR=/var/lib/crdtsync crdtsync node run
+    """
+    from regions import config
+    from regions.cli.output import print_json_line, print_message
+    from regions.lifeline import end_with
+    from regions.node import run_node
+
+    if supervisor is not None:
+        end_with(supervisor)
+    loaded = config.load(config_file)
+
+    def announce(url: str, peer_url: str) -> None:
+        if output == "json":
+            print_json_line({"region": loaded.config.region, "url": url, "peer_url": peer_url})
+        else:
+            print_message(f"{loaded.config.region}: clients and workers {url}, peers {peer_url}")
+
+    return run_node(loaded.config, announce)

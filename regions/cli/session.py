@@ -1,0 +1,55 @@
+"""One question to a node and its answer: what nearly every command is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from crdtsync.commands import Command
+from crdtsync.errors import WaitTimeoutError
+from regions.client import Client
+
+_Answer = TypeVar("_Answer")
+
+
+def ask(node: str, command: Command, *, timeout_s: float | None = None) -> Any:
+    """Send one command and return its answer.
+
+    Args:
+        timeout_s: How long to wait for the answer; None for as long as the connection lives.
+
+    Raises:
+        CrdtSyncError: As the node answered, or UnreachableError.
+        WaitTimeoutError: No answer in time.
+    """
+
+    async def question(client: Client) -> Any:
+        return await client.request(command)
+
+    return talk(node, question, timeout_s=timeout_s)
+
+
+def talk(
+    node: str, conversation: Callable[[Client], Coroutine[Any, Any, _Answer]], *, timeout_s: float | None = None
+) -> _Answer:
+    """Run `conversation` over one connection to `node`, closed afterwards."""
+
+    async def run() -> _Answer:
+        async with Client(node) as client:
+            return await conversation(client)
+
+    async def bounded() -> _Answer:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await run()
+        except TimeoutError:
+            raise WaitTimeoutError(f"no answer within {timeout_s:g} s; the task goes on") from None
+
+    return asyncio.run(bounded())
+
+
+async def each(client: Client, command: Command) -> AsyncIterator[Any]:
+    """The answers to a command that has many."""
+    async for answer in client.stream(command):
+        yield answer
