@@ -1,0 +1,157 @@
+"""Causal stability: which commits every member has applied durably.
+
+Each member acknowledges the heads that it has applied and has on disk. An acknowledgement counts here once we have
+applied the giver's own commits up to the point at which it was given: only then have we seen everything that the giver
+could have written in ignorance of what it acknowledges. What every member's counting acknowledgement covers is stable:
+nothing concurrent to it can still appear.
+Wuu and Bernstein, "Efficient solutions to the replicated log and dictionary problems", PODC 1984; we keep one row of
+their matrix per member, and count rows late rather than shipping the matrix.
+
+Memory is bounded: per member the heads that count, and the first and latest acknowledgement that do not count yet. The
+first is kept because its point is the nearest: a member that writes without pause would otherwise move the goal with
+each acknowledgement. The latest is kept because it says most once it counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from crdtsync.errors import RemoteProtocolError
+from crdtsync.identifiers import RegionId, WriterId, incarnation_of, is_region, is_writer, region_of
+from crdtsync.log.heads import NUMBER_MAX, Heads
+
+
+class Ack(NamedTuple):
+    """`member` says, when its writer's last commit was `own_number`: all of `heads` is applied and on my disk."""
+
+    member: RegionId
+    writer: WriterId  # its incarnation
+    own_number: int  # of that writer's last durable commit, 0 before the first
+    heads: Heads
+
+    def to_wire(self) -> tuple[Any, ...]:
+        return (self.member, self.writer, self.own_number, self.heads.to_wire())
+
+    @classmethod
+    def from_wire(cls, plain: Any) -> Ack:
+        """Inverse of `to_wire`. Raises RemoteProtocolError."""
+        if type(plain) is not tuple or tuple(map(type, plain)) != (str, str, int, tuple):
+            raise RemoteProtocolError("an acknowledgement is (member, writer, number, heads)")
+        member, writer, own_number, heads = plain
+        if not is_region(member) or not is_writer(writer) or region_of(writer) != member:
+            raise RemoteProtocolError(f"{writer[:80]!r} cannot acknowledge for {member[:80]!r}")
+        if not 0 <= own_number <= NUMBER_MAX:
+            raise RemoteProtocolError(f"an acknowledgement cannot be given at {own_number}")
+        return cls(RegionId(member), WriterId(writer), own_number, Heads.from_wire(heads))
+
+    def is_later_than(self, other: Ack) -> bool:
+        """Whether it was given after `other`, an acknowledgement of the same member."""
+        if self.writer != other.writer:
+            mine, theirs = incarnation_of(self.writer), incarnation_of(other.writer)
+            return (mine, self.writer) > (theirs, other.writer)
+        if self.own_number != other.own_number:
+            return self.own_number > other.own_number
+        return self.heads != other.heads and self.heads.covers(other.heads)
+
+
+class Heard(NamedTuple):
+    ack: Ack
+    mono_ms: int  # when it was given, on this node's monotonic clock, as far as its reported age tells
+
+
+@dataclass(slots=True)
+class _Member:
+    counting: Heads | None = None  # the join of all acknowledgements that counted; None before the first
+    first: Ack | None = None
+    last: Ack | None = None
+    latest: Heard | None = None
+
+    def usable(self, applied: Heads) -> Heads | None:
+        """What the pending acknowledgements allow to count now, and forget those that did."""
+        for ack in (self.last, self.first):  # the latest says more, and outlives an incarnation whose end is lost
+            if ack is not None and applied.has(ack.writer, ack.own_number):
+                self.first, self.last = (None, None) if ack is self.last else (self.last, None)
+                return ack.heads
+        return None
+
+
+class Stability:
+    """The stable cut among `members`, this region included: its own acknowledgements are offered like any other.
+
+    A cluster of one is therefore stable up to its own durably applied heads at once.
+    """
+
+    def __init__(self, members: Iterable[RegionId], applied: Heads | None = None) -> None:
+        self._members = {member: _Member() for member in sorted(members)}
+        self._applied = applied or Heads()
+        self._stable = Heads()
+
+    def set_members(self, members: Iterable[RegionId]) -> None:
+        """Membership changed. The stable cut never goes back, whoever joins."""
+        self._members = {member: self._members.get(member) or _Member() for member in sorted(members)}
+        self._recompute()
+
+    def offer(self, ack: Ack, mono_ms: int) -> bool:
+        """Take note of an acknowledgement, heard directly or relayed. Returns whether it was news, worth relaying.
+
+        Args:
+            ack: Of a member; anybody else's is ignored.
+            mono_ms: When it was given: now, less the age that the relay reported.
+        """
+        member = self._members.get(ack.member)
+        if member is None:
+            return False
+        if member.latest is not None and not ack.is_later_than(member.latest.ack):
+            if ack == member.latest.ack and mono_ms > member.latest.mono_ms:
+                member.latest = Heard(ack, mono_ms)
+            return False
+        member.latest = Heard(ack, mono_ms)
+        member.last = ack
+        if member.first is None:
+            member.first = ack
+        self._settle(member)
+        return True
+
+    def advance(self, applied: Heads) -> bool:
+        """The applied heads moved. Returns whether the stable cut did."""
+        self._applied = applied
+        before = self._stable
+        for member in self._members.values():
+            self._settle(member)
+        return self._stable != before
+
+    def stable(self) -> Heads:
+        """What every member has applied durably, as far as we can know. It never goes back."""
+        return self._stable
+
+    def missing(self, writer: WriterId, number: int) -> list[RegionId]:
+        """The members whose acknowledgement of this commit is missing, or does not count yet."""
+        if self._stable.has(writer, number):
+            return []
+        return [
+            name
+            for name, member in self._members.items()
+            if member.counting is None or not member.counting.has(writer, number)
+        ]
+
+    def latest(self) -> dict[RegionId, Heard]:
+        """Each member's newest acknowledgement, counting or not, and when it was given: what is relayed, with its age,
+        and what tells a silent member from a dead link."""
+        return {name: member.latest for name, member in self._members.items() if member.latest is not None}
+
+    def _settle(self, member: _Member) -> None:
+        heads = member.usable(self._applied)
+        if heads is not None:
+            member.counting = heads if member.counting is None else member.counting.join(heads)
+            self._recompute()
+
+    def _recompute(self) -> None:
+        cut: Heads | None = None
+        for member in self._members.values():
+            if member.counting is None:
+                return
+            cut = member.counting if cut is None else cut.meet(member.counting)
+        if cut is not None:
+            self._stable = self._stable.join(cut)
