@@ -189,6 +189,25 @@ class Status(Command, frozen=True):
     """Reply: this node's own record: writer, region, members, digest, queues, workers, buffers, alarms."""
 
 
+# Answered by the node from its store; the replica never sees them ---------------------------------
+
+
+class LogHeads(Command, frozen=True):
+    """Reply: a list of {"domain", "writer", "head", "floor"}; commits above `floor` are on disk."""
+
+
+class ReadLog(Command, frozen=True):
+    """Reply: blobs of one writer's commits from number `first` on; empty when it is not there."""
+
+    writer: str
+    first: int
+    domain: str = "default"
+
+
+class VerifyLog(Command, frozen=True):
+    """Walk every commit and row. Reply: {"ok", "commits", "writers", "tasks", "digest", "findings": [text]}."""
+
+
 # From workers ------------------------------------------------------------------------------------
 
 
@@ -274,6 +293,9 @@ ClientCommand: TypeAlias = (
     | ShowDocument
     | EditDocument
     | Status
+    | LogHeads
+    | ReadLog
+    | VerifyLog
 )
 WorkerCommand: TypeAlias = (
     WorkerHello | Heartbeat | RecordEffect | SaveCheckpoint | Complete | WorkerDraining | EditDocument
