@@ -70,6 +70,17 @@ def decode_unchecked(data: bytes, *, bytes_max: int, depth_max: int = DEPTH_MAX)
     return _load(data, bytes_max, depth_max, immutable=True, maps=False)
 
 
+def decode_message(data: bytes, *, bytes_max: int, depth_max: int) -> Any:
+    """One value with lists and dicts, for callers whose schema checks every type: frames of clients and workers.
+
+    Floats, `undefined` and simple values may occur anywhere; tags, and keys other than text and bytes, do not.
+
+    Raises:
+        RemoteProtocolError: As `decode` does.
+    """
+    return _load(data, bytes_max, depth_max, immutable=False, maps=True)
+
+
 def check_plain(value: Any) -> None:
     """Refuse what is not plain inside a result of `decode_unchecked`. Raises RemoteProtocolError."""
     _check_plain(value)
@@ -97,6 +108,17 @@ def decode_value(data: bytes, *, bytes_max: int = VALUE_BYTES_MAX, depth_max: in
     value = _load(data, bytes_max, depth_max, immutable=False, maps=True)
     _check_value(value, "value", depth_max, RemoteProtocolError)
     return value
+
+
+def decode_value_unchecked(data: bytes, *, bytes_max: int, depth_max: int = VALUE_DEPTH_MAX) -> Any:
+    """Like `decode_value`, for callers that check the type of every element themselves.
+
+    `undefined` and simple values may still occur anywhere in the result; tags do not.
+
+    Raises:
+        RemoteProtocolError: As `decode_value` does.
+    """
+    return _load(data, bytes_max, depth_max, immutable=False, maps=True)
 
 
 def _refuse_tag(_decoder: Any, _immutable: Any) -> Never:
