@@ -1,0 +1,231 @@
+"""When an outcome is final, and what is undone then: the lower half of rules.md's action table.
+
+What is undone is an attempt's *own* effects: those that it recorded, and its result if it
+succeeded. An attempt that continues another one inherits that one's effects and *relies* on them as
+it saw them at its claim; what the winner relies on stands. Each function asks the facts alone;
+`stable`, `settled` and `decided` are what one replica knows beyond them, told by the caller.
+
+Garcia-Molina and Salem's compensating transactions (Sagas, SIGMOD 1987), with two differences: the
+unit is the attempt, and the decision is one that later merges cannot reverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple
+
+from crdtsync.events import Checkpointed
+from crdtsync.history import AttemptFacts, Facts
+from crdtsync.identifiers import AttemptId, EventId, RegionId, TaskId, compensation_id, derived_id
+from crdtsync.task_view import ENDED, AttemptState, AttemptView, TaskState, TaskView
+
+Stable = Callable[[EventId], bool]  # whether every member has the commit of this event
+
+
+class Effect(NamedTuple):
+    """One recorded effect. Recorded twice, it is one effect, and the first record names it."""
+
+    id: EventId
+    name: str
+    key: bytes
+    result: bytes
+    ids: tuple[EventId, ...]  # of all its records
+    after_end: bool  # recorded when its attempt had ended: undone by a compensation of its own
+
+
+class Undo(NamedTuple):
+    """One compensation that is due. The region that claimed the attempt submits it."""
+
+    task: TaskId
+    attempt: AttemptId
+    number: int  # of the attempt, for display
+    region: RegionId
+    effects: tuple[tuple[str, bytes], ...]  # name -> recorded result, in the order of recording
+    result: bytes | None  # of the attempt if it succeeded
+    effect_key: bytes | None  # set where this undoes one effect recorded after the attempt's end
+    compensate: str  # name of the task that undoes
+
+    @property
+    def id(self) -> TaskId:
+        return compensation_id(self.task, self.attempt, self.effect_key)
+
+
+# Final or not --------------------------------------------------------------------------------------
+
+
+def is_settled(facts: Facts, view: TaskView, stable: Stable) -> bool:
+    """Whether no later fact can change the outcome. Only a requeue moves on from a settled death.
+
+    A winning cancel is settled at once. A success is when its end is stable: whatever could beat it
+    was written by somebody who had not seen it, and all such commits are here. The other outcomes
+    wait for all facts of the task, and for its open attempts.
+    """
+    if view.is_cancelled_for_good:
+        return True
+    if view.winner is not None:
+        winner = view.attempt(view.winner)
+        return winner is not None and winner.end is not None and stable(winner.end)
+    if view.state not in ENDED or view.open_attempts:
+        return False
+    return all(stable(id) for id, _ in facts.events())
+
+
+def is_decided(facts: Facts, view: TaskView, stable: Stable) -> bool:
+    """Whether the outcome may be acted upon beyond the task: cascades, dead letters, hooks.
+
+    Under `wait` the owner's own event decides: nobody else runs, cancels or expires the task.
+    """
+    if view.state not in ENDED or view.submitted is None:
+        return False
+    if view.is_cancelled_for_good or view.submitted.options.partition == "wait":
+        return True
+    return is_settled(facts, view, stable)
+
+
+# What an attempt did -------------------------------------------------------------------------------
+
+
+def own_effects(attempt: AttemptView | AttemptFacts) -> tuple[Effect, ...]:
+    """What an attempt recorded, each effect once, in the order of recording."""
+    if not attempt.effects:
+        return ()
+    if isinstance(attempt, AttemptView):
+        end = attempt.end
+    else:
+        end = attempt.ends[0][0] if attempt.ends else None
+    found: dict[tuple[str, bytes], Effect] = {}
+    for id, event in attempt.effects:
+        same = found.get((event.name, event.key))
+        if same is None:
+            after_end = end is not None and id > end
+            found[event.name, event.key] = Effect(id, event.name, event.key, event.result, (id,), after_end)
+        else:
+            found[event.name, event.key] = same._replace(ids=(*same.ids, id))
+    return tuple(found.values())
+
+
+def relied_on(view: TaskView) -> frozenset[EventId]:
+    """The inherited effects on which the winner relies."""
+    winner = view.attempt(view.winner) if view.winner is not None else None
+    return frozenset() if winner is None else frozenset(winner.relies)
+
+
+def effect_key(task: TaskId, root: AttemptId, name: str) -> bytes:
+    """The key under which a sink meets an effect: the same for a retry after a crash, another one for an
+    attempt that runs at the same time on the other side (rules.md, Effect key)."""
+    return derived_id(b"effect", task, str(EventId(*root)).encode(), name.encode())
+
+
+def chain(facts: Facts, attempt: AttemptId, *, ended_only: bool = False) -> Iterator[AttemptFacts]:
+    """`attempt` and those that it continues, newest first.
+
+    Args:
+        ended_only: Stop before an attempt that had not ended when it was continued.
+    """
+    known = facts.attempt(attempt)
+    while known is not None:
+        yield known
+        claim = known.claim
+        if claim is None or claim.continues is None or (ended_only and not claim.continues_ended):
+            return
+        if claim.continues >= known.id:  # no attempt continues a later one; so no circle can be forged
+            return
+        known = facts.attempt(claim.continues)
+
+
+def effect_root(facts: Facts, attempt: AttemptId) -> AttemptId:
+    """The attempt from which the effect keys of `attempt` derive."""
+    root = attempt
+    for known in chain(facts, attempt, ended_only=True):
+        root = known.id
+    return root
+
+
+def continuation(view: TaskView, inputs: tuple[tuple[TaskId, AttemptId], ...]) -> AttemptView | None:
+    """The attempt that a claim with these inputs continues: the newest one with the same, if any."""
+    for attempt in reversed(view.attempts):
+        if attempt.counts and attempt.inputs == inputs and attempt.state is not AttemptState.OK:
+            return attempt
+    return None
+
+
+def inherited_effects(facts: Facts, continued: AttemptId) -> tuple[Effect, ...]:
+    """The effects that an attempt inherits when it continues `continued` now: its ledger at the start.
+
+    First what that one inherited itself, then what it recorded. The ids of all are what the claim
+    `relies` on.
+    """
+    attempt = facts.attempt(continued)
+    if attempt is None:
+        return ()
+    inherited: list[Effect] = []
+    if attempt.claim is not None and attempt.claim.relies:
+        relies = frozenset(attempt.claim.relies)
+        for other in facts.attempts:
+            inherited += [effect for effect in own_effects(other) if not relies.isdisjoint(effect.ids)]
+    return (*inherited, *own_effects(attempt))
+
+
+def newest_checkpoint(facts: Facts, attempt: AttemptId) -> Checkpointed | None:
+    """The checkpoint from which `attempt` resumes: the newest of it and of those that it continues."""
+    found = [known.checkpoint for known in chain(facts, attempt) if known.checkpoint is not None]
+    return max(found, key=lambda pair: (pair[1].index, pair[0]))[1] if found else None
+
+
+# What is undone ------------------------------------------------------------------------------------
+
+
+def undo(facts: Facts, view: TaskView, *, settled: bool, decided: bool) -> tuple[Undo, ...]:
+    """The compensations that are due by now, done or not. Only ever grows, as facts do.
+
+    Args:
+        settled: Whether the caller knows the outcome as settled.
+        decided: Whether it knows it as decided. Under `wait` that is enough, elsewhere it changes nothing.
+    """
+    submitted = view.submitted
+    if submitted is None or submitted.undoes is not None or not view.attempts:
+        return ()
+    names = {id: submission.options.compensate for id, submission in facts.submissions}
+    if not any(names.values()):
+        return ()
+    final = settled or (decided and submitted.options.partition == "wait")
+    due: list[Undo] = []
+    for attempt in view.attempts:
+        name = names.get(EventId(*attempt.submission), submitted.options.compensate)
+        if name and attempt.state is not AttemptState.OPEN and attempt.id != view.winner:
+            if is_void(attempt, view):
+                due += _compensations(submitted.task, attempt, frozenset(), name)
+            elif final and view.winner is not None:
+                due += _compensations(submitted.task, attempt, relied_on(view), name)
+            elif final and view.state in _UNDONE_ENTIRELY:
+                due += _compensations(submitted.task, attempt, frozenset(), name)
+    return tuple(due)
+
+
+# A dead task keeps its ledger for its requeue. What expired is never requeued, so it is undone like
+# what was cancelled (rules.md names only the cancel; decision 0004).
+_UNDONE_ENTIRELY: Final = frozenset((TaskState.CANCELLED, TaskState.EXPIRED))
+
+
+def is_void(attempt: AttemptView, view: TaskView) -> bool:
+    """Whether an ended attempt can be undone early: nothing that may still win can rely on it.
+
+    The winner only moves to smaller claims, and relies on smaller claims than its own.
+    """
+    if view.submitted is None or view.submitted.options.partition == "quorum":
+        return False
+    return view.is_cancelled_for_good or (view.winner is not None and view.winner < attempt.id)
+
+
+def _compensations(
+    task: TaskId, attempt: AttemptView, relied: frozenset[EventId], name: str
+) -> Iterable[Undo]:
+    effects = [effect for effect in own_effects(attempt) if relied.isdisjoint(effect.ids)]
+    ledger = tuple((effect.name, effect.result) for effect in effects if not effect.after_end)
+    result = attempt.value if attempt.state is AttemptState.OK else None
+    if ledger or result is not None:
+        yield Undo(task, attempt.id, attempt.number, attempt.region, ledger, result, None, name)
+    for effect in effects:
+        if effect.after_end:
+            pair = ((effect.name, effect.result),)
+            yield Undo(task, attempt.id, attempt.number, attempt.region, pair, None, effect.key, name)
