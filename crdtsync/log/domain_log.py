@@ -31,6 +31,7 @@ from crdtsync.errors import CorruptLogError, LocalProtocolError, RemoteProtocolE
 from crdtsync.events import Event, Plain
 from crdtsync.identifiers import Domain, WriterId
 from crdtsync.log.commit import HASH_BYTES, NO_HASH, PREFIX_BYTES, Commit, commit_hash, decode_commit, seal
+from crdtsync.log.gap_buffer import GapBuffer
 from crdtsync.log.heads import Heads, RunningHeads, Span
 from crdtsync.log.verdicts import (
     Alarm,
@@ -54,7 +55,7 @@ _BUFFERED: Final = Received(Verdict.BUFFERED)
 class _Stream:
     """One writer's commits, as far as they are in memory."""
 
-    __slots__ = ("applied_hash", "applied_stamp", "deps_met", "gap", "hashes", "have_hash", "have_stamp", "queued",
+    __slots__ = ("applied_hash", "applied_stamp", "deps_met", "hashes", "have_hash", "have_stamp", "queued",
                  "ready", "writer")  # fmt: skip
 
     def __init__(self, writer: WriterId, last_hash: bytes = NO_HASH, stamp: int = 0) -> None:
@@ -63,7 +64,6 @@ class _Stream:
         self.have_stamp = self.applied_stamp = stamp
         self.hashes: dict[int, bytes] = {}  # of the last `hashes_kept` numbers
         self.ready: deque[Commit] = deque()  # contiguous from applied + 1; what is have beyond it is on disk alone
-        self.gap: dict[int, Commit] = {}  # arrived before their predecessors
         self.deps_met = 0  # how many of ready[0]'s deps were found applied; they stay so
         self.queued = False  # whether it stands among the candidates
 
@@ -101,8 +101,8 @@ class DomainLog:
         self._held: list[tuple[int, WriterId]] = []  # heap: own time at which a held-back stream is looked at again
         self._blocked: dict[WriterId, Waiting] = {}
         self._absent: dict[WriterId, None] = {}  # streams whose next commit is on disk alone
-        self._gapped: dict[WriterId, None] = {}  # streams with a gap
-        self._gap_commits = self._gap_bytes = self._waiting_bytes = 0
+        self._gaps = GapBuffer(limits.gap_commits_max, limits.gap_bytes_max)
+        self._waiting_bytes = 0
         self._alarms: list[Alarm] = []
         self._alarmed: set[tuple[str, WriterId]] = set()
 
@@ -141,14 +141,7 @@ class DomainLog:
 
     def gaps(self) -> tuple[Span, ...]:
         """What is missing before commits that have arrived, sorted."""
-        spans = []
-        for writer in sorted(self._gapped):
-            last = self._have.get(writer, 0)
-            for number in sorted(self._streams[writer].gap):
-                if number > last + 1:
-                    spans.append(Span(writer, last + 1, number - 1))
-                last = number
-        return tuple(spans)
+        return self._gaps.gaps(self._have)
 
     def waiting(self) -> tuple[Waiting, ...]:
         """The commits that are have and cannot be applied now, the first of each writer, sorted by writer."""
@@ -236,7 +229,9 @@ class DomainLog:
             self._advance_have(stream, following)
             self._keep(stream, following)
             released.append(following)
-            following = self._unbuffer(stream, following.number + 1)
+            following = self._gaps.take(commit.writer, following.number + 1)
+        if not self._gaps.holds(commit.writer):
+            self._alarmed.discard(("log.gap_overflow", commit.writer))
         return Received(Verdict.NEW, tuple(released))
 
     @staticmethod
@@ -249,52 +244,28 @@ class DomainLog:
         self, stream: _Stream, other: Commit, distrust: Distrust, released: Iterable[Commit] = ()
     ) -> Received:
         number = other.number if distrust is Distrust.EQUIVOCATION else other.number - 1
-        candidates = (*stream.ready, *stream.gap.values())
-        held = next((c.blob for c in candidates if c.number == number and c.hash != other.hash), b"")
+        buffered = self._gaps.find(stream.writer, number)
+        held = next((c.blob for c in stream.ready if c.number == number), buffered.blob if buffered else b"")
         self.quarantined[stream.writer] = Evidence(stream.writer, other.number, distrust, held, other.blob)
-        for buffered in tuple(stream.gap):
-            self._unbuffer(stream, buffered)
+        self._gaps.discard(stream.writer)
         reason = f"{stream.writer} contradicts itself at {other.number}: {distrust}"
         self._alarm("log.quarantined", other, reason)
         return Received(Verdict.QUARANTINED, tuple(released), reason=reason)
 
-    # The gap buffer
-
     def _buffer(self, stream: _Stream, commit: Commit) -> Received:
-        present = stream.gap.get(commit.number)
+        present = self._gaps.find(commit.writer, commit.number)
         if present is not None:
             if present.hash == commit.hash:
                 return _BUFFERED
             return self._quarantine(stream, commit, Distrust.EQUIVOCATION)
-        stream.gap[commit.number] = commit
-        self._gapped[stream.writer] = None
-        self._gap_commits += 1
-        self._gap_bytes += len(commit.blob)
-        dropped = []
-        while self._gap_commits > self.limits.gap_commits_max or self._gap_bytes > self.limits.gap_bytes_max:
-            newest = max(stream.gap)  # the one that is needed last; its own writer pays, not the others
-            self._unbuffer(stream, newest)
-            dropped.append((stream.writer, newest))
-            if newest == commit.number:
-                break
+        dropped = self._gaps.add(commit)
         if not dropped:
             return _BUFFERED
-        reason = f"the gap buffer of {self.domain!r} is full: {self._gap_commits} commits, {self._gap_bytes} bytes"
+        reason = f"the gap buffer of {self.domain!r} is full: {self._gaps.commits} commits, {self._gaps.bytes} bytes"
         self._alarm("log.gap_overflow", commit, reason)
-        if dropped[-1][1] == commit.number:
-            return Received(Verdict.REFUSED, refusal=Refusal.OVERFLOW, reason=reason, dropped=tuple(dropped))
-        return Received(Verdict.BUFFERED, reason=reason, dropped=tuple(dropped))
-
-    def _unbuffer(self, stream: _Stream, number: int) -> Commit | None:
-        commit = stream.gap.pop(number, None)
-        if commit is None:
-            return None
-        self._gap_commits -= 1
-        self._gap_bytes -= len(commit.blob)
-        if not stream.gap:
-            self._gapped.pop(stream.writer, None)
-            self._alarmed.discard(("log.gap_overflow", stream.writer))
-        return commit
+        if dropped[-1] == commit.number:
+            return Received(Verdict.REFUSED, refusal=Refusal.OVERFLOW, reason=reason, dropped=dropped)
+        return Received(Verdict.BUFFERED, reason=reason, dropped=dropped)
 
     # From have to applied
 

@@ -49,6 +49,9 @@ class Heads:
     def __getitem__(self, writer: WriterId) -> int:
         return self._last.get(writer, 0)
 
+    def get(self, writer: WriterId, default: int = 0) -> int:
+        return self._last.get(writer, default)
+
     def __iter__(self) -> Iterator[WriterId]:
         return iter(sorted(self._last))
 

@@ -63,7 +63,7 @@ class Received:
     commits: tuple[Commit, ...] = ()  # what became *have* through it, in order; to be persisted, whatever the verdict
     refusal: Refusal | None = None
     reason: str = ""
-    dropped: tuple[tuple[WriterId, int], ...] = ()  # buffered commits that an overflow pushed out
+    dropped: tuple[int, ...] = ()  # numbers of the same writer that an overflow pushed out of the gap buffer
 
 
 class Wait(StrEnum):
