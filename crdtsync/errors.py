@@ -9,10 +9,13 @@
         TaskError
             UnknownTaskError
             UndeclaredTaskError
+            UnknownAttemptError
             IllegalTransitionError
             DuplicateTaskError
             DependencyError
             NotImplementedYetError
+            InvalidRequestError
+            TaskFailedError
         OverloadedError             a named limit is reached; retry later
         DrainingError
         PayloadTooLargeError
@@ -23,7 +26,6 @@
         UnreachableError            no answer from the node
         IndefiniteError             it may have happened
         WaitTimeoutError
-        TaskFailedError
         ConfigError
 
 Each class has a `code` (stable, in JSON), an `exit_code` (CLI) and `definite`: whether the
@@ -93,6 +95,13 @@ class IllegalTransitionError(TaskError):
     """The task's state does not allow this."""
 
     code = "conflict"
+    exit_code = 4
+
+
+class UnknownAttemptError(TaskError):
+    """The attempt (or worker) is not one that this node is running: it was lost, or ended long ago."""
+
+    code = "unknown_attempt"
     exit_code = 4
 
 

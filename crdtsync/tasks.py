@@ -11,23 +11,25 @@ one put in.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from crdtsync.effects import TaskRow
 from crdtsync.events import Submitted, TaskEvent
 from crdtsync.history import Facts
 from crdtsync.identifiers import Domain, EventId, TaskId
-from crdtsync.lifecycle import ENDED, TaskState
 from crdtsync.log.bloom import KnownIds
 from crdtsync.log.digest import Digest
-from crdtsync.resolve import TaskView, resolve, view_hash
+from crdtsync.resolve import resolve
+from crdtsync.task_view import ENDED, TaskState, TaskView, view_hash
 
 _NOTHING = bytes(16)
+ABSENT_MAX: Final = 100_000  # false positives of the filter that are remembered; forgetting costs a read
 
 
 class Task:
     """One task: its facts, and what this replica knows of it beyond them."""
 
-    __slots__ = ("digest", "dirty", "duties", "facts", "id", "pins", "settled", "state", "view")
+    __slots__ = ("digest", "dirty", "duties", "facts", "id", "pins", "row_share", "settled", "state", "told", "view")
 
     def __init__(self, id: TaskId, facts: Facts, digest: bytes = _NOTHING, settled: bool = False) -> None:
         self.id = id
@@ -35,14 +37,24 @@ class Task:
         self.view: TaskView | None = None  # None: stale, resolved again when asked for
         self.state: TaskState | None = None  # as of the last view; None before the first
         self.digest = digest  # this task's share of the state digest
+        self.row_share = digest  # the share that the row on disk has, counted in the digest of the rows
         self.settled = settled
         self.dirty = False  # the row on disk lacks something
         self.duties = False  # this region still owes it something: stays live
         self.pins = 0  # readers that need it in memory for now
+        self.told: tuple[TaskState | None, bool] = (None, False)  # what watchers last heard: state, settled
 
     @property
     def ended(self) -> bool:
         return self.state in ENDED
+
+    @classmethod
+    def from_row(cls, row: TaskRow) -> Task:
+        """A copy for reading, which no table holds."""
+        task = cls(row.task, Facts.from_row(row.facts), row.digest, row.settled)
+        task.view = resolve(task.facts)
+        task.state = task.view.state
+        return task
 
 
 class TaskTable:
@@ -53,6 +65,7 @@ class TaskTable:
         self._tasks: dict[TaskId, Task] = {}
         self._dirty: dict[TaskId, None] = {}
         self._touched: dict[TaskId, None] = {}
+        self._absent: dict[TaskId, None] = {}  # asked for and not on disk, though the filter said maybe
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -66,7 +79,16 @@ class TaskTable:
 
     def missing(self, tasks: Iterable[TaskId]) -> set[TaskId]:
         """Which of these may be on disk and are not in memory."""
-        return {t for t in tasks if t not in self._tasks and self.known.may_contain(t)}
+        return {
+            t for t in tasks if t not in self._tasks and t not in self._absent and self.known.may_contain(t)
+        }
+
+    def is_absent(self, task: TaskId) -> None:
+        """The disk has no row for `task`, so nobody needs to ask again."""
+        if task not in self._tasks:
+            self._absent[task] = None
+            if len(self._absent) > ABSENT_MAX:
+                del self._absent[next(iter(self._absent))]
 
     def add(self, id: EventId, event: TaskEvent) -> Task:
         """Fold one fact in. The task must not be on disk only (`missing` is empty for it)."""
@@ -74,6 +96,7 @@ class TaskTable:
         if task is None:
             task = self._tasks[event.task] = Task(event.task, Facts())
             self.known.add(event.task)
+            self._absent.pop(event.task, None)
         if task.facts.add(id, event):
             self._changed(task)
         return task
@@ -160,6 +183,7 @@ class TaskTable:
             task.state = TaskState(row.state)
             self._tasks[row.task] = task
             self.known.add(row.task)
+            self._absent.pop(row.task, None)
             if not counted:
                 self._changed(task)
         elif task.facts.join(Facts.from_row(row.facts)):

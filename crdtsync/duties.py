@@ -1,0 +1,251 @@
+"""What this region must do next about one task: looked at again whenever the task changed.
+
+Level-triggered: each review starts from the task's facts and does whatever is still owed, so a
+crash between two steps, a late fact or a repeated review can neither lose nor double anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from crdtsync import lifecycle, undoing
+from crdtsync.events import CancelRequested, Expired, Options, Submitted
+from crdtsync.identifiers import TaskId
+from crdtsync.protocol.codec import decode_value, encode_value
+from crdtsync.region import RegionState
+from crdtsync.reliability import next_attempt_at_ms
+from crdtsync.task_view import TaskView
+from crdtsync.scheduling.dispatch import Dispatcher
+from crdtsync.scheduling.handover import OFFER_RETRY_MS, Handover
+from crdtsync.scheduling.ready import ReadyQueue, order_key
+from crdtsync.scheduling.workers import Workers
+from crdtsync.tasks import Task
+from crdtsync.watchers import Watchers
+from crdtsync.workflow.dependencies import Dependencies
+
+REVIEWS_PER_TURN: Final = 5_000  # bound on what one input may set off; the rest goes on in the next tick
+
+# A compensation whose task nobody declared runs under these.
+COMPENSATION: Final = Options(
+    partition="wait",
+    attempts=10,
+    lost_max=5,
+    backoff_ms_base=1_000,
+    backoff_ms_max=60_000,
+    backoff_factor_permille=2_000,
+    cancel="loses",
+    compensate="",
+    timeout_ms=0,
+    unserved_after_ms=60_000,
+    window_ms=86_400_000,
+    non_retryable=(),
+)
+
+
+class Duties:
+    def __init__(
+        self,
+        here: RegionState,
+        *,
+        workers: Workers,
+        ready: ReadyQueue,
+        dependencies: Dependencies,
+        dispatcher: Dispatcher,
+        handover: Handover,
+        watchers: Watchers,
+        require: Callable[[Iterable[TaskId], Callable[[], None]], None],
+        ended: Callable[[Task], None],
+        may_touch_old: Callable[[], bool],
+    ) -> None:
+        self._here = here
+        self._workers = workers
+        self._ready = ready
+        self._dependencies = dependencies
+        self._dispatcher = dispatcher
+        self._handover = handover
+        self._watchers = watchers
+        self._require = require
+        self._ended = ended
+        self._may_touch_old = may_touch_old
+        self._undoing: set[TaskId] = set()  # compensations whose existence is being looked up
+
+    # Review ------------------------------------------------------------------------------------
+
+    def review_touched(self) -> None:
+        """Review every touched task, and what those reviews touch, until nothing is left."""
+        for _ in range(REVIEWS_PER_TURN):
+            touched = self._here.table.take_touched()
+            if not touched:
+                return
+            for task in touched:
+                self.review(task)
+
+    def review(self, task: Task) -> None:
+        view = self._here.table.view(task)
+        if view.submission is None:
+            return
+        if view.open_attempts:
+            self._dispatcher.watch_open(task, view)
+            self._dispatcher.stop_unwanted(view)
+        task.duties = self._undo(task, view)
+        if self._dependencies.has_children(task.id):
+            self._dependencies.parent_changed(task)
+        self._watchers.changed(task)
+        if task.ended:
+            self._leave(task)
+            self._ended(task)
+        elif view.owner == self._here.me:
+            self._handover.forget(task.id)
+            self._own(task, view)
+        else:
+            self._leave_queue(task)
+            self._handover.watch(task, view)
+            self._handover.accept(task, view)
+
+    def _leave(self, task: Task) -> None:
+        self._leave_queue(task)
+        self._handover.forget(task.id)
+        self._dependencies.drop(task.id)
+        self._here.timers.cancel(("deadline", task.id))
+
+    def _leave_queue(self, task: Task) -> None:
+        self._ready.remove(task.id)
+        self._here.timers.cancel(("ready", task.id))
+        self._here.timers.cancel(("unserved", task.id))
+
+    def _own(self, task: Task, view: TaskView) -> None:
+        """Bring a task of ours that has not ended nearer to its next attempt."""
+        here, submitted, submission = self._here, view.submitted, view.submission
+        assert submitted is not None and submission is not None
+        if submitted.deadline_ms:
+            here.timers.at_wall(submitted.deadline_ms, ("deadline", task.id))
+        if lifecycle.must_answer_cancel(view, here.me):
+            here.write(CancelRequested(task.id, lifecycle.outcome_known(view), "asked for elsewhere"))
+            return
+        if view.offer is not None and self._can_serve(view):
+            self._handover.withdraw(task, view)
+            return
+        if view.offer is None and not lifecycle.may_claim(view, here.me, self._handover.present()):
+            self._leave_queue(task)
+            return
+        if self._handover.draining:
+            self._leave_queue(task)
+            if not self._handover.offer(task, view, "drain"):
+                here.timers.at_mono(here.now.mono_ms + OFFER_RETRY_MS, ("ready", task.id))
+            return
+        needs = self._dependencies.needs(task)
+        if needs is not None and needs.doomed is not None:
+            here.write(CancelRequested(task.id, lifecycle.outcome_known(view), f"parent {needs.doomed.hex()} failed"))
+            return
+        if needs is not None and (needs.loading or needs.unmet):
+            self._leave_queue(task)
+            return
+        if submission.stamp < self.first_own_stamp and not self._may_touch_old():
+            self._leave_queue(task)
+            return
+        when = max(submitted.not_before_ms, next_attempt_at_ms(view))
+        if when > here.now.wall_ms:
+            self._ready.remove(task.id)
+            here.timers.at_wall(when, ("ready", task.id))
+            return
+        lane = self._dispatcher.lane_of(view)
+        self._ready.add(task.id, lane, order_key(submission, view.priority, submitted.deadline_ms))
+        if self._workers.serves(lane):
+            here.timers.cancel(("unserved", task.id))
+        elif not here.timers.is_set(("unserved", task.id)):
+            after = submitted.options.unserved_after_ms
+            here.timers.at_mono(here.now.mono_ms + after, ("unserved", task.id))
+
+    def _can_serve(self, view: TaskView) -> bool:
+        return not self._handover.draining and self._workers.serves(self._dispatcher.lane_of(view))
+
+    first_own_stamp = 0  # of this incarnation; older work waits until the disk is trusted
+
+    # Timers ------------------------------------------------------------------------------------
+
+    def expire(self, task: Task) -> None:
+        """A task's deadline has passed: the owner says so, unless an attempt of its own ended ok."""
+        view = self._here.table.view(task)
+        if lifecycle.may_expire(view, self._here.me):
+            self._here.write(Expired(task.id, lifecycle.outcome_known(view)))
+
+    def unserved(self, task: Task) -> None:
+        """Nobody here could run a task for too long: offer it to a region that can."""
+        view = self._here.table.view(task)
+        if task.id not in self._ready or view.owner != self._here.me:
+            return
+        if not self._workers.serves(self._dispatcher.lane_of(view)):
+            self._handover.offer(task, view, "unserved")
+            self._here.timers.at_mono(self._here.now.mono_ms + OFFER_RETRY_MS, ("unserved", task.id))
+
+    # Compensation ------------------------------------------------------------------------------
+
+    def _undo(self, task: Task, view: TaskView) -> bool:
+        """Submit the compensations that this region owes for the task. True while one is pending."""
+        here = self._here
+        submitted = view.submitted
+        assert submitted is not None
+        if submitted.undoes is not None or not view.attempts:
+            return False
+        decided = undoing.is_decided(task.facts, view, here.stable)
+        owed = [
+            undo
+            for undo in undoing.undo(task.facts, view, settled=task.settled, decided=decided)
+            if undo.region == here.me
+        ]
+        pending = False
+        for undo in owed:
+            undo_id = undo.id
+            if here.table.get(undo_id) is not None:
+                continue
+            if here.table.missing((undo_id,)):
+                pending = True
+                if undo_id not in self._undoing:
+                    self._undoing.add(undo_id)
+                    self._require((undo_id,), lambda id=undo_id, task=task: self._looked_up(id, task))  # type: ignore[misc]
+                continue
+            self._submit_undo(task, submitted, undo)
+        return pending
+
+    def _looked_up(self, undo_id: TaskId, task: Task) -> None:
+        self._undoing.discard(undo_id)
+        if self._here.table.get(undo_id) is None:
+            self._here.table.is_absent(undo_id)
+        self._here.table.touch(task)
+
+    def _submit_undo(self, task: Task, submitted: Submitted, undo: undoing.Undo) -> None:
+        here = self._here
+        undo_id = undo.id
+        declared = here.declaration(undo.compensate)
+        options = COMPENSATION
+        if declared is not None:
+            options = declared.options._replace(partition="wait", compensate="", cancel="loses")
+        losing = {
+            "task_id": task.id.hex(),
+            "attempt": undo.number,
+            "region": undo.region,
+            "result": None if undo.result is None else decode_value(undo.result),
+            "effects": {name: decode_value(result) for name, result in undo.effects},
+            "key": undo_id.hex(),
+        }
+        here.write(
+            Submitted(
+                task=undo_id,
+                name=undo.compensate,
+                payload=encode_value(losing),
+                owner=here.me,
+                queue=declared.queue if declared is not None else submitted.queue,
+                priority=submitted.priority,
+                not_before_ms=0,
+                deadline_ms=0,
+                key="",
+                generation=0,
+                labels=(),
+                after=(),
+                undoes=(task.id, undo.attempt, undo.effect_key or b""),
+                linked=None,
+                options=options,
+            )
+        )
+        here.notify("info", "compensation.submitted", task=task.id.hex(), undo=undo_id.hex(), attempt=undo.number)

@@ -1,0 +1,155 @@
+"""What this replica answers about tasks: shared records, plus what only it knows.
+
+`views` and `explain` derive from facts alone and are alike everywhere; here the local part is
+added: settled or not, why it waits as seen from here, whose acknowledgement is missing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from crdtsync import explain, lifecycle, undoing, views
+from crdtsync.identifiers import TaskId
+from crdtsync.region import RegionState
+from crdtsync.reliability import next_attempt_at_ms
+from crdtsync.task_view import TaskView
+from crdtsync.scheduling.handover import Handover
+from crdtsync.scheduling.workers import Workers
+from crdtsync.tasks import Task
+from crdtsync.workflow.dependencies import Dependencies
+
+
+class Records:
+    def __init__(
+        self, here: RegionState, workers: Workers, dependencies: Dependencies, handover: Handover
+    ) -> None:
+        self._here = here
+        self._workers = workers
+        self._dependencies = dependencies
+        self._handover = handover
+
+    def task(self, task: Task) -> dict[str, Any]:
+        view = self._view(task)
+        progress = {
+            str(attempt): running.progress
+            for attempt in view.open_attempts
+            if (running := self._workers.running.get(attempt)) is not None and running.progress
+        }
+        return views.task_record(
+            task.id, view, settled=task.settled, waiting_for=self.waiting_for(task), progress=progress or None
+        )
+
+    def _view(self, task: Task) -> TaskView:
+        """The view of a task that is in the table, or of a copy made for reading."""
+        if self._here.table.get(task.id) is task:
+            return self._here.table.view(task)
+        assert task.view is not None
+        return task.view
+
+    def history(self, task: Task) -> list[dict[str, Any]]:
+        return views.history_records(task.facts)
+
+    # Related tasks -----------------------------------------------------------------------------
+
+    def compensations_of(self, task: Task) -> list[TaskId]:
+        """The ids under which this task's attempts are, or would be, undone."""
+        view = self._view(task)
+        return [undo.id for undo in undoing.undo(task.facts, view, settled=True, decided=True)]
+
+    def related(self, task: Task) -> list[TaskId]:
+        """Tasks whose facts an explanation of `task` needs: parents and compensations."""
+        view = self._view(task)
+        parents = [parent for parent, _ in view.submitted.after] if view.submitted is not None else []
+        return [*parents, *self.compensations_of(task)]
+
+    def _states(self, tasks: list[TaskId]) -> dict[TaskId, str]:
+        held = {id: self._here.table.get(id) for id in tasks}
+        return {
+            id: str(self._here.table.view(task).state)
+            for id, task in held.items()
+            if task is not None and self._here.table.view(task).submission is not None
+        }
+
+    def conflicts(self, task: Task) -> list[dict[str, Any]]:
+        states = self._states(self.compensations_of(task))
+        return [views.conflict_record(conflict, states) for conflict in self._view(task).conflicts]
+
+    def explain(self, task: Task) -> dict[str, Any]:
+        view = self._view(task)
+        parents = {}
+        if view.submitted is not None:
+            for parent, _ in view.submitted.after:
+                held = self._here.table.get(parent)
+                if held is not None:
+                    parents[parent] = self._here.table.view(held)
+        text = explain.explain(
+            task.id, task.facts, view, parents=parents, compensations=self._states(self.compensations_of(task))
+        )
+        local = explain.explain_local(
+            self._here.me,
+            view,
+            settled=task.settled,
+            waiting_for=self.waiting_for(task),
+            missing=self._missing(task, view),
+        )
+        return {"id": task.id.hex(), "text": text, "local": local}
+
+    # What only this replica knows ---------------------------------------------------------------
+
+    def _missing(self, task: Task, view: TaskView) -> list[str]:
+        """Members whose acknowledgement stands between an ended task and its settlement."""
+        if task.settled or not task.ended:
+            return []
+        absent: set[str] = set()
+        for event_id, _ in task.facts.events():
+            absent.update(self._here.stability.missing(event_id.writer, event_id.number))
+        return sorted(absent)
+
+    def waiting_for(self, task: Task) -> str | None:
+        """Why a task that has not ended is not running, as seen from here; None when nothing is missing."""
+        view = self._view(task)
+        here, submitted = self._here, view.submitted
+        if task.ended or submitted is None:
+            return None
+        if view.open_attempts:
+            regions = sorted({attempt.region for attempt in view.open_attempts})
+            return None if here.me in regions else f"{', '.join(regions)} runs it"
+        if view.owner != here.me:
+            return self._waiting_elsewhere(view)
+        if self._handover.draining:
+            return f"{here.me} is draining, and no other region has taken it yet"
+        needs = self._dependencies.needs(task)
+        if needs is not None and needs.unmet:
+            done, total = len(needs.used), len(needs.used) + len(needs.unmet)
+            first = min(needs.unmet)
+            return f"dependencies: {done} of {total} are done, {first.hex()} is not"
+        if submitted.not_before_ms > here.now.wall_ms:
+            return f"its start time, {views.utc(submitted.not_before_ms)}"
+        backoff = next_attempt_at_ms(view)
+        if backoff > here.now.wall_ms:
+            return f"its next attempt at {views.utc(backoff)} (backoff after {view.failures} failures)"
+        lane = (submitted.queue, submitted.name)
+        if not self._workers.serves(lane):
+            return f"a worker in {here.me} that runs {submitted.name!r} on queue {submitted.queue!r}"
+        if not lifecycle.may_claim(view, here.me):
+            return "its open attempts"
+        return f"a free worker in {here.me}"
+
+    def _waiting_elsewhere(self, view: TaskView) -> str:
+        here = self._here
+        if view.owner not in here.settings.members:
+            return f"its owner {view.owner}, which is not a member"
+        silent_ms = self._handover.silent_for_ms(view.owner)
+        partition = view.submitted.options.partition if view.submitted is not None else ""
+        if silent_ms < here.settings.lost_after_ms // 2:
+            return f"its owner {view.owner}"
+        if partition == "wait":
+            return f"its owner {view.owner}, silent for {silent_ms // 1000} s; partition=wait lets nobody else run it"
+        return (
+            f"its owner {view.owner}, silent for {silent_ms // 1000} s; "
+            f"taken over after {here.settings.lost_after_ms // 1000} s"
+        )
+
+    def default_priority(self, name: str) -> int:
+        declared = self._here.declaration(name)
+        return 5 if declared is None else declared.priority

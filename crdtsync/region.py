@@ -1,0 +1,149 @@
+"""What one region holds, and how it writes: shared by the parts of a `Replica`.
+
+`write` is the only way in which this region makes a fact: it goes into the open commit and is
+folded into memory at once; nobody outside hears of it before it is durable (see `outbox`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from crdtsync.clock import HybridClock, Now
+from crdtsync.documents import DocumentShelf
+from crdtsync.effects import CommitRow, Effect, Notify, ReadCommits
+from crdtsync.events import TASK_EVENTS, Declared, DocumentUpdated, Event, WriterOpened
+from crdtsync.identifiers import DEFAULT_DOMAIN, Domain, EventId, RegionId, TaskId, WriterId, node_of, region_of
+from crdtsync.log.commit import Commit
+from crdtsync.log.domain_log import DomainLog
+from crdtsync.log.stability import Stability
+from crdtsync.outbox import Outbox
+from crdtsync.scheduling.timers import Timers
+from crdtsync.settings import Settings
+from crdtsync.tasks import TaskTable
+
+EVENTS_PER_COMMIT_MAX: Final = 1_000  # a commit is read, checked and sent as one piece
+COMMIT_BYTES_MAX: Final = 2 * 2**20  # of payloads and results in one commit, roughly
+
+
+class RegionState:
+    """One domain's log and tasks, this region's clock and timers, and what waits for the disk."""
+
+    def __init__(self, settings: Settings, writer: WriterId, now: Now, *, clock_bound: int = 0) -> None:
+        self.settings = settings
+        self.me: RegionId = settings.region
+        self.writer = writer
+        self.domain: Domain = DEFAULT_DOMAIN
+        self.now = now
+        self.started = now
+        self.clock = HybridClock(clock_bound)
+        self.log = DomainLog(self.domain, writer, max_skew_ms=settings.max_skew_ms)
+        self.stability = Stability(settings.members)
+        self.table = TaskTable(self.domain)
+        self.documents = DocumentShelf(writer)
+        self.outbox = Outbox()
+        self.timers = Timers()
+        self.declared: dict[str, dict[RegionId, tuple[EventId, Declared]]] = {}
+        self.writers: dict[WriterId, WriterOpened] = {}  # own ancestors, and what each followed
+        self.alarms: dict[str, dict[str, Any]] = {}
+        self.commit_bytes = 0  # on disk, roughly: what history_bytes_max is compared with
+        self._token = 0
+        self.sealed: list[Commit] = []  # our commits since the driver's last turn, for gossip and the log's age
+        self._open: list[Event] = []
+        self._open_stamp = 0
+        self._open_bytes = 0
+        self.touched_by: list[tuple[WriterId, int, tuple[TaskId, ...]]] = []  # for settlement, drained by it
+
+    # Writing -----------------------------------------------------------------------------------
+
+    def write(self, event: Event) -> EventId:
+        """Make `event` a fact of this region: folded now, durable with the next batch."""
+        if not self._open:
+            self._open_stamp = self.clock.tick(self.now)
+        event_id = EventId(self._open_stamp, self.writer, self.log.have[self.writer] + 1, len(self._open))
+        self._open.append(event)
+        self.fold(event_id, event)
+        self._open_bytes += sum(len(part) for part in event if isinstance(part, bytes))
+        if len(self._open) >= EVENTS_PER_COMMIT_MAX or self._open_bytes >= COMMIT_BYTES_MAX:
+            self.seal()
+        return event_id
+
+    def seal(self) -> None:
+        """Close the open commit. Done before anything foreign is folded, so that its stamp and
+        `deps` are those of its first event."""
+        if not self._open:
+            return
+        events, self._open, self._open_bytes = tuple(self._open), [], 0
+        commit = self.log.append(events, self._open_stamp)
+        self.keep(commit)
+        self.note(commit)
+        self.sealed.append(commit)
+
+    def keep(self, commit: Commit) -> None:
+        """Have `commit` stored with the next batch."""
+        self.outbox.next.commits.append(
+            CommitRow(commit.domain, commit.writer, commit.number, commit.stamp, commit.blob)
+        )
+        self.commit_bytes += len(commit.blob)
+
+    def note(self, commit: Commit) -> None:
+        """Remember which tasks a commit touched, for the day on which it is stable."""
+        touched = {event.task for event in commit.events if type(event) in TASK_EVENTS}  # type: ignore[union-attr]
+        self.touched_by.append((commit.writer, commit.number, tuple(touched)))
+
+    @property
+    def unsaved(self) -> bool:
+        return bool(self._open)
+
+    def fold(self, event_id: EventId, event: Event) -> None:
+        """Let one event, ours or foreign, take effect in memory."""
+        kind = type(event)
+        if kind in TASK_EVENTS:
+            self.table.add(event_id, event)  # type: ignore[arg-type]
+        elif isinstance(event, Declared):
+            known = self.declared.setdefault(event.name, {})
+            region = region_of(event_id.writer)
+            if region not in known or known[region][0] < event_id:
+                known[region] = (event_id, event)
+        elif isinstance(event, DocumentUpdated):
+            self.documents.apply((self.domain, event.task, event.name), event_id, event.update)
+        elif isinstance(event, WriterOpened) and node_of(event_id.writer) == node_of(self.writer):
+            self.writers[event_id.writer] = event
+
+    def declaration(self, name: str) -> Declared | None:
+        """The newest declaration of a task's name by any region, or None."""
+        known = self.declared.get(name)
+        return max(known.values())[1] if known else None
+
+    # Telling -----------------------------------------------------------------------------------
+
+    def emit(self, effect: Effect) -> None:
+        """Let an effect leave once everything decided so far is durable."""
+        self.outbox.emit(effect, unsaved=self.unsaved)
+
+    def urgent(self, effect: Effect) -> None:
+        self.outbox.urgent(effect)
+
+    def notify(self, level: str, what: str, **facts: Any) -> None:
+        self.outbox.urgent(Notify(level, what, facts))
+
+    def alarm(self, what: str, **facts: Any) -> None:
+        """Raise an alarm once; it stays visible in the status until the node restarts."""
+        key = what + repr(sorted(facts.items()))
+        if key not in self.alarms and len(self.alarms) < ALARMS_MAX:
+            self.alarms[key] = {"what": what, "at_ms": self.now.wall_ms, **facts}
+            self.notify("alarm", what, **facts)
+
+    def read_commits(self, token: int, writer: WriterId, first: int) -> None:
+        self.urgent(ReadCommits(token, self.domain, writer, first, READ_BYTES))
+
+    def token(self) -> int:
+        self._token += 1
+        return self._token
+
+    def stable(self, event: EventId) -> bool:
+        """Whether every member has the commit of this event."""
+        return self.stability.stable().has(event.writer, event.number)
+
+
+ALARMS_MAX: Final = 1_000
+READ_BYTES: Final = 1_048_576  # of the log per read

@@ -1,0 +1,453 @@
+"""What clients and operators ask for: each command checked, carried out, answered.
+
+A command whose facts are on disk waits for them; then it is decided in one go. Errors are answers:
+nothing is written when one is given, except that the good specs of a bulk submit are accepted
+while the bad ones are refused one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from crdtsync import commands as c
+from crdtsync import lifecycle
+from crdtsync.effects import Query, Reply, TaskRow
+from crdtsync.errors import (
+    CrdtSyncError,
+    DependencyError,
+    DuplicateTaskError,
+    IllegalTransitionError,
+    InvalidRequestError,
+    NotImplementedYetError,
+    OverloadedError,
+    PayloadTooLargeError,
+    UndeclaredTaskError,
+    UnknownTaskError,
+)
+from crdtsync.events import (
+    CancelRequested,
+    Declared,
+    LabelEdited,
+    Options,
+    PriorityEdited,
+    Requeued,
+    Submitted,
+)
+from crdtsync.identifiers import TASK_ID_BYTES, EventId, TaskId, derived_id, keyed_task_id
+from crdtsync.records import Records
+from crdtsync.region import RegionState
+from crdtsync.task_view import TaskView
+from crdtsync.scheduling.placement import owner_of
+from crdtsync.tasks import Task
+from crdtsync.watchers import Watchers
+
+NAME_CHARS_MAX: Final = 200
+LABEL_CHARS_MAX: Final = 500
+SPECS_MAX: Final = 10_000  # tasks in one bulk submit
+DELAY_MS_MAX: Final = 10 * 366 * 86_400_000
+GENERATIONS_MAX: Final = 1_000_000
+PARTITIONS: Final = ("wait", "takeover")
+
+
+class Requests:
+    def __init__(
+        self,
+        here: RegionState,
+        watchers: Watchers,
+        records: Records,
+        require: Callable[..., None],
+        *,
+        flush: Callable[[], None],
+    ) -> None:
+        self._here = here
+        self._watchers = watchers
+        self._records = records
+        self._require = require
+        self._flush = flush
+        self._queries: dict[int, Callable[[list[TaskRow]], None]] = {}
+
+    # Answers -----------------------------------------------------------------------------------
+
+    def reply(self, ticket: Any, value: Any, *, final: bool = True) -> None:
+        self._here.emit(Reply(ticket, value, None, final))
+
+    def refuse(self, ticket: Any, error: CrdtSyncError) -> None:
+        self._here.emit(Reply(ticket, None, error.record()))
+
+    def _with(self, tasks: Iterable[bytes], ticket: Any, then: Callable[[], None]) -> None:
+        """Run `then` with the facts of `tasks` in memory; its errors become the answer."""
+
+        def run() -> None:
+            try:
+                then()
+            except CrdtSyncError as error:
+                self.refuse(ticket, error)
+
+        try:
+            self._require((TaskId(task) for task in tasks), run, refuse=True)
+        except CrdtSyncError as error:
+            self.refuse(ticket, error)
+
+    def _task(self, task: bytes) -> Task:
+        held = self._here.table.get(TaskId(task))
+        if held is None or self._here.table.view(held).submission is None:
+            raise UnknownTaskError(f"no task {task.hex()} is known in {self._here.me}", task=task.hex())
+        return held
+
+    # Submitting --------------------------------------------------------------------------------
+
+    def submit(self, command: c.Submit, ticket: Any) -> None:
+        if len(command.specs) > SPECS_MAX:
+            self.refuse(
+                ticket,
+                InvalidRequestError(
+                    f"{len(command.specs)} tasks in one submit, the limit is {SPECS_MAX}: send them in parts"
+                ),
+            )
+            return
+        here = self._here
+        here_ids = {spec.id for spec in command.specs}
+        needed: set[TaskId] = set()
+        for spec in command.specs:
+            if spec.id is not None:
+                needed.add(TaskId(spec.id))
+            elif spec.key:
+                needed.add(keyed_task_id(here.settings.namespace, spec.name, spec.key, 0))
+            needed.update(TaskId(parent) for parent in (*spec.after, *spec.after_settled) if parent not in here_ids)
+
+        def accept() -> None:
+            answers: list[Any] = [None] * len(command.specs)
+            left = len(answers)
+
+            def answer(place: int, value: Any) -> None:
+                nonlocal left
+                answers[place] = value
+                left -= 1
+                if left == 0:
+                    self.reply(ticket, answers)
+
+            if not command.specs:
+                self.reply(ticket, [])
+            for place, spec in enumerate(command.specs):
+                self._accept(spec, lambda value, place=place: answer(place, value))  # type: ignore[misc]
+
+        self._with(needed, ticket, accept)
+
+    def _accept(self, spec: c.TaskSpec, answer: Callable[[Any], None], generation: int = 0) -> None:
+        """Accept one task, or answer why not. Walks an idempotency key's generations if it must."""
+        here = self._here
+        try:
+            declared = self._checked(spec)
+            if spec.key:
+                task_id = keyed_task_id(here.settings.namespace, spec.name, spec.key, generation)
+            elif spec.id is not None:
+                task_id = TaskId(spec.id)
+            else:
+                task_id = derived_id(b"minted", here.writer.encode(), here.token().to_bytes(8, "big"))
+            held = here.table.get(task_id)
+            if held is None or here.table.view(held).submission is None:
+                self._write(spec, declared, task_id, generation)
+                answer({"id": task_id.hex(), "created": True})
+                return
+            if spec.key and self._window_over(held):
+                if generation >= GENERATIONS_MAX:
+                    raise OverloadedError(f"key {spec.key!r} was used {generation} times: choose another")
+                following = keyed_task_id(here.settings.namespace, spec.name, spec.key, generation + 1)
+                self._require((following,), lambda: self._accept(spec, answer, generation + 1))
+                return
+            self._same(spec, held)
+            answer({"id": task_id.hex(), "created": False})
+        except CrdtSyncError as error:
+            answer({"error": error.record()})
+
+    def _checked(self, spec: c.TaskSpec) -> Declared:
+        settings = self._here.settings
+        declared = self._here.declaration(spec.name)
+        if spec.partition == "quorum":
+            raise NotImplementedYetError(
+                "partition='quorum' needs quorum leases, which this version does not have: use 'wait' or 'takeover'"
+            )
+        if spec.partition is not None and spec.partition not in PARTITIONS:
+            raise InvalidRequestError(f"partition is one of {', '.join(PARTITIONS)}, not {spec.partition!r}")
+        if declared is None:
+            known = ", ".join(sorted(self._here.declared)[:10]) or "none yet: is a worker connected?"
+            raise UndeclaredTaskError(
+                f"no app in the cluster declares a task {spec.name[:NAME_CHARS_MAX]!r}; declared: {known}",
+                name=spec.name[:NAME_CHARS_MAX],
+            )
+        if len(spec.payload) > settings.payload_bytes_max:
+            raise PayloadTooLargeError(
+                f"the arguments take {len(spec.payload)} bytes, the limit is {settings.payload_bytes_max}: "
+                "store them elsewhere and pass a reference"
+            )
+        if spec.id is not None and len(spec.id) != TASK_ID_BYTES:
+            raise InvalidRequestError(f"a task id has {TASK_ID_BYTES} bytes, not {len(spec.id)}")
+        if spec.priority is not None and not 0 <= spec.priority <= 9:
+            raise InvalidRequestError(f"priority goes from 0 to 9 (first), not {spec.priority}")
+        if not 0 <= spec.delay_ms <= DELAY_MS_MAX:
+            raise InvalidRequestError(f"a delay is between 0 and {DELAY_MS_MAX} ms, not {spec.delay_ms}")
+        if spec.not_before_ms < 0 or spec.deadline_ms < 0:
+            raise InvalidRequestError("not_before_ms and deadline_ms are wall times in milliseconds, never negative")
+        if spec.attempts is not None and not 1 <= spec.attempts <= 1_000_000:
+            raise InvalidRequestError(f"attempts is at least 1, not {spec.attempts}")
+        if spec.cancel is not None and spec.cancel not in ("wins", "loses"):
+            raise InvalidRequestError(f"cancel is 'wins' or 'loses', not {spec.cancel!r}")
+        if any(value is not None and value < 0 for value in (spec.backoff_ms_base, spec.backoff_ms_max, spec.timeout_ms)):
+            raise InvalidRequestError("backoff and timeout are milliseconds, never negative")
+        if len(spec.labels) > settings.labels_max:
+            raise InvalidRequestError(f"{len(spec.labels)} labels, the limit is {settings.labels_max}")
+        texts = (spec.key, spec.queue or "", *spec.labels, *spec.labels.values())
+        if any(len(text) > LABEL_CHARS_MAX for text in texts):
+            raise InvalidRequestError(f"keys, queues and labels have at most {LABEL_CHARS_MAX} characters")
+        parents = (*spec.after, *spec.after_settled)
+        if len(parents) > settings.parents_max:
+            raise InvalidRequestError(f"{len(parents)} tasks in `after`, the limit is {settings.parents_max}")
+        for parent in parents:
+            held = self._here.table.get(TaskId(parent))
+            if held is None or self._here.table.view(held).submission is None:
+                raise DependencyError(
+                    f"after names task {parent.hex()}, which {self._here.me} does not hold: "
+                    "submit it first, here, or in the same call",
+                    parent=parent.hex(),
+                )
+        return declared
+
+    def _write(self, spec: c.TaskSpec, declared: Declared, task_id: TaskId, generation: int) -> None:
+        here = self._here
+        settings = here.settings
+        if here.commit_bytes >= settings.history_bytes_max:
+            raise OverloadedError(
+                f"the history has reached history_limit ({settings.history_bytes_max} bytes): "
+                "an absent region must return, or be forgotten, before new tasks are taken"
+            )
+        if len(here.table) >= settings.live_tasks_max:
+            raise OverloadedError(f"{len(here.table)} tasks are live, the limit is {settings.live_tasks_max}")
+        base = declared.options
+        options: Options = base._replace(
+            partition=spec.partition or base.partition,
+            attempts=spec.attempts or base.attempts,
+            backoff_ms_base=base.backoff_ms_base if spec.backoff_ms_base is None else spec.backoff_ms_base,
+            backoff_ms_max=base.backoff_ms_max if spec.backoff_ms_max is None else spec.backoff_ms_max,
+            cancel=spec.cancel or base.cancel,
+            timeout_ms=base.timeout_ms if spec.timeout_ms is None else spec.timeout_ms,
+        )
+        owner = owner_of(
+            spec.region,
+            task_id,
+            here=here.me,
+            members=settings.members,
+            keyed=bool(spec.key),
+            partition=options.partition,
+        )
+        after: dict[bytes, bool] = dict.fromkeys(spec.after, False) | dict.fromkeys(spec.after_settled, True)
+        here.write(
+            Submitted(
+                task=task_id,
+                name=spec.name,
+                payload=spec.payload,
+                owner=owner,
+                queue=spec.queue or declared.queue,
+                priority=self._records.default_priority(spec.name) if spec.priority is None else spec.priority,
+                not_before_ms=max(spec.not_before_ms, here.now.wall_ms + spec.delay_ms if spec.delay_ms else 0),
+                deadline_ms=spec.deadline_ms,
+                key=spec.key,
+                generation=generation,
+                labels=tuple(sorted(spec.labels.items())),
+                after=tuple((TaskId(parent), settled) for parent, settled in sorted(after.items())),
+                undoes=None,
+                linked=None if spec.linked is None else TaskId(spec.linked),
+                options=options,
+            )
+        )
+
+    def _same(self, spec: c.TaskSpec, held: Task) -> None:
+        submitted = self._here.table.view(held).submitted
+        assert submitted is not None
+        if submitted.name != spec.name or submitted.payload != spec.payload:
+            what = f"key {spec.key!r}" if spec.key else f"id {held.id.hex()}"
+            raise DuplicateTaskError(
+                f"{what} is taken by task {held.id.hex()} ({submitted.name}) with another payload",
+                task=held.id.hex(),
+            )
+
+    def _window_over(self, held: Task) -> bool:
+        view = self._here.table.view(held)
+        if not held.settled or not held.ended or view.submitted is None:
+            return False
+        end = _ended_at(view)
+        return end is not None and (end.stamp >> 16) + view.submitted.options.window_ms < self._here.now.wall_ms
+
+    # Changing ----------------------------------------------------------------------------------
+
+    def cancel(self, command: c.Cancel, ticket: Any) -> None:
+        def run() -> None:
+            task = self._task(command.task)
+            view = self._here.table.view(task)
+            known = lifecycle.outcome_known(view)
+            if not known and not task.ended:
+                self._here.write(CancelRequested(task.id, False, command.reason[:LABEL_CHARS_MAX]))
+                view = self._here.table.view(task)
+                answer = f"the task is {view.state}"
+            elif known and view.winner is not None:
+                self._here.write(CancelRequested(task.id, True, command.reason[:LABEL_CHARS_MAX]))
+                answer = "already succeeded"
+            else:
+                answer = f"already {view.state}"
+            cancelled = str(view.state) in ("cancelled", "cancelling")
+            self.reply(
+                ticket, {"id": task.id.hex(), "state": str(view.state), "cancelled": cancelled, "answer": answer}
+            )
+
+        self._with((command.task,), ticket, run)
+
+    def requeue(self, command: c.Requeue, ticket: Any) -> None:
+        def run() -> None:
+            task = self._task(command.task)
+            view = self._here.table.view(task)
+            if not lifecycle.allowed(view, lifecycle.Action.REQUEUE, self._here.me):
+                raise IllegalTransitionError(
+                    f"task {task.id.hex()} is {view.state}; only dead tasks are requeued, submit it anew instead",
+                    state=str(view.state),
+                )
+            for death in view.unanswered:
+                self._here.write(Requeued(task.id, death))
+            state = self._here.table.view(task).state
+            self.reply(ticket, {"id": task.id.hex(), "state": str(state)})
+
+        self._with((command.task,), ticket, run)
+
+    def edit(self, command: c.Edit, ticket: Any) -> None:
+        def run() -> None:
+            task = self._task(command.task)
+            view = self._here.table.view(task)
+            if command.priority is not None and not 0 <= command.priority <= 9:
+                raise InvalidRequestError(f"priority goes from 0 to 9 (first), not {command.priority}")
+            if len(command.labels) + len(view.labels) > self._here.settings.labels_max:
+                raise InvalidRequestError(f"a task has at most {self._here.settings.labels_max} labels")
+            if any(len(text) > LABEL_CHARS_MAX for pair in command.labels.items() for text in pair):
+                raise InvalidRequestError(f"labels have at most {LABEL_CHARS_MAX} characters")
+            if task.ended and command.priority is not None:
+                raise IllegalTransitionError(f"task {task.id.hex()} is {view.state}: its priority decides nothing")
+            if command.priority is not None:
+                self._here.write(PriorityEdited(task.id, command.priority, _current_edit(task, "")))
+            for label, value in sorted(command.labels.items()):
+                self._here.write(LabelEdited(task.id, label, value, _current_edit(task, label)))
+            view = self._here.table.view(task)
+            self.reply(ticket, {"id": task.id.hex(), "priority": view.priority, "labels": dict(view.labels)})
+
+        self._with((command.task,), ticket, run)
+
+    # Asking ------------------------------------------------------------------------------------
+
+    def describe(self, command: c.Describe, ticket: Any) -> None:
+        self._with((command.task,), ticket, lambda: self.reply(ticket, self._records.task(self._task(command.task))))
+
+    def history(self, command: c.History, ticket: Any) -> None:
+        self._with((command.task,), ticket, lambda: self.reply(ticket, self._records.history(self._task(command.task))))
+
+    def explain(self, command: c.Explain, ticket: Any) -> None:
+        def run() -> None:
+            task = self._task(command.task)
+            related = self._records.related(task)
+            self._with(related, ticket, lambda: self.reply(ticket, self._records.explain(task)))
+
+        self._with((command.task,), ticket, run)
+
+    def wait(self, command: c.Await, ticket: Any) -> None:
+        def run() -> None:
+            task = self._task(command.task)
+            if task.ended and (task.settled or not command.settled):
+                self.reply(ticket, self._records.task(task))
+            else:
+                self._watchers.wait(ticket, task.id, settled=command.settled)
+
+        self._with((command.task,), ticket, run)
+
+    def watch(self, command: c.Watch, ticket: Any) -> None:
+        try:
+            self._watchers.stream(ticket, None if command.task is None else TaskId(command.task), command.queue)
+        except CrdtSyncError as error:
+            self.refuse(ticket, error)
+
+    # Listing -----------------------------------------------------------------------------------
+
+    def list_tasks(self, command: c.ListTasks, ticket: Any) -> None:
+        where: list[tuple[str, Any]] = []
+        if command.state is not None:
+            if command.state not in set(lifecycle.TaskState):
+                names = ", ".join(lifecycle.TaskState)
+                self.refuse(ticket, InvalidRequestError(f"state is one of {names}, not {command.state!r}"))
+                return
+            where.append(("state", command.state))
+        if command.queue is not None:
+            where.append(("queue", command.queue))
+        if command.label is not None:
+            where.append(("label", command.label))
+        self._query("tasks", tuple(where), command.limit, lambda rows: self.reply(ticket, self._rows(rows)))
+
+    def _rows(self, rows: list[TaskRow]) -> list[dict[str, Any]]:
+        return [self._records.task(self._from_row(row)) for row in rows]
+
+    def _from_row(self, row: TaskRow) -> Task:
+        """The task in memory if it is there, else a copy from its row, for reading only."""
+        held = self._here.table.get(row.task)
+        if held is not None:
+            return held
+        return Task.from_row(row)
+
+    def list_conflicts(self, command: c.ListConflicts, ticket: Any) -> None:
+        self._conflicts(ticket, lambda found: self.reply(ticket, found[: command.limit or None]))
+
+    def show_conflict(self, command: c.ShowConflict, ticket: Any) -> None:
+        def answer(found: list[dict[str, Any]]) -> None:
+            for record in found:
+                if record["id"] == command.id:
+                    self.reply(ticket, record)
+                    return
+            raise UnknownTaskError(f"no conflict {command.id} is known in {self._here.me}")
+
+        self._conflicts(ticket, answer)
+
+    def _conflicts(self, ticket: Any, then: Callable[[list[dict[str, Any]]], None]) -> None:
+        def with_rows(rows: list[TaskRow]) -> None:
+            tasks = [self._from_row(row) for row in rows]
+            related = [id for task in tasks for id in self._records.compensations_of(task)]
+            self._with(
+                related, ticket, lambda: then([r for task in tasks for r in self._records.conflicts(task)])
+            )
+
+        self._query("conflicts", (), 0, with_rows)
+
+    def _query(
+        self, what: str, where: tuple[tuple[str, Any], ...], limit: int, then: Callable[[list[TaskRow]], None]
+    ) -> None:
+        """Ask the store, once the rows there are as fresh as memory."""
+        self._flush()
+        token = self._here.token()
+        self._queries[token] = then
+        self._here.emit(Query(token, self._here.domain, what, where, limit))
+
+    def queried(self, token: int, rows: list[TaskRow]) -> None:
+        then = self._queries.pop(token, None)
+        if then is not None:
+            then(rows)
+
+
+def _ended_at(view: TaskView) -> EventId | None:
+    """The event that ended a task, for judging an idempotency key's window."""
+    if view.winner is not None:
+        winner = view.attempt(view.winner)
+        return None if winner is None else winner.end
+    if view.cancel is not None:
+        return view.cancel.id
+    return view.expired or view.failed_at
+
+
+def _current_edit(task: Task, label: str) -> EventId | None:
+    """The edit of a label (of the priority, if "") that is current here: what the next one supersedes."""
+    kind = LabelEdited if label else PriorityEdited
+    return max(
+        (id for id, e in task.facts.rest if type(e) is kind and (not label or e.label == label)),  # type: ignore[union-attr]
+        default=None,
+    )

@@ -1,0 +1,202 @@
+"""From ready to running to ended: claims, assignments, and the ends that this region writes.
+
+A claim is decided here and in no other place; it precedes the assignment in the same commit, and
+the worker hears of it once that commit is durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+from crdtsync import lifecycle
+from crdtsync.undoing import continuation, effect_root, inherited_effects, newest_checkpoint
+from crdtsync.effects import Assignment, Run, Stop
+from crdtsync.events import Claimed, Ended
+from crdtsync.identifiers import AttemptId, EventId, TaskId, WorkerId
+from crdtsync.protocol.codec import encode_value
+from crdtsync.region import RegionState
+from crdtsync.task_view import TaskView
+from crdtsync.scheduling.ready import Lane, ReadyQueue
+from crdtsync.scheduling.workers import Worker, Workers
+from crdtsync.tasks import Task
+from crdtsync.workflow.dependencies import Dependencies
+
+CLAIMS_PER_TURN: Final = 500  # so that one input never holds the loop for long
+ENDED_KEPT: Final = 10_000  # ended attempts whose task is remembered, for repeated completions
+
+
+class Dispatcher:
+    def __init__(
+        self,
+        here: RegionState,
+        workers: Workers,
+        ready: ReadyQueue,
+        dependencies: Dependencies,
+        present: Callable[[], Collection[str]],
+    ) -> None:
+        self._here = here
+        self._workers = workers
+        self._ready = ready
+        self._dependencies = dependencies
+        self._present = present
+        self._ended: dict[AttemptId, TaskId] = {}
+        self.could_go_on = False  # the last turn ended at its bound, with work and credit left
+
+    # Starting ----------------------------------------------------------------------------------
+
+    def dispatch(self) -> None:
+        """Claim what is ready for every worker that has credit."""
+        self.could_go_on = False
+        if not self._ready or not self._workers.any_free:
+            return
+        assigned: dict[WorkerId, list[Assignment]] = {}
+        for _ in range(CLAIMS_PER_TURN):
+            lane = self._ready.next_lane(lambda lane: self._workers.pick(lane) is not None)
+            if lane is None:
+                break
+            worker = self._workers.pick(lane)
+            task_id = self._ready.pop(lane)
+            task = self._here.table.get(task_id) if task_id is not None else None
+            if worker is None or task is None:
+                continue
+            view = self._here.table.view(task)
+            if lifecycle.may_claim(view, self._here.me, self._present()):
+                assigned.setdefault(worker.id, []).append(self._claim(task, view, worker))
+        else:
+            self.could_go_on = True
+        for worker_id, assignments in assigned.items():
+            self._here.emit(Run(worker_id, tuple(assignments)))
+
+    def _claim(self, task: Task, view: TaskView, worker: Worker) -> Assignment:
+        here = self._here
+        submitted, submission = view.submitted, view.submission
+        assert submitted is not None and submission is not None
+        needs = self._dependencies.needs(task)
+        inputs = tuple(sorted(needs.used.items())) if needs is not None else ()
+        continued = continuation(view, inputs)
+        inherited = () if continued is None else inherited_effects(task.facts, continued.id)
+        attempt = here.write(
+            Claimed(
+                task=task.id,
+                term=view.term,
+                submission=submission,
+                continues=None if continued is None else continued.id,
+                continues_ended=continued is not None and continued.state is not lifecycle.AttemptState.OPEN,
+                relies=tuple(sorted(id for effect in inherited for id in effect.ids)),
+                inputs=inputs,
+                token=0,
+            )
+        )
+        self._workers.assign(worker, attempt, task.id)
+        view = here.table.view(task)
+        checkpoint = newest_checkpoint(task.facts, attempt)
+        if submitted.options.timeout_ms:
+            here.timers.at_mono(here.now.mono_ms + submitted.options.timeout_ms, ("timeout", attempt))
+        return Assignment(
+            task=task.id,
+            attempt=attempt,
+            number=len(view.attempts),
+            name=submitted.name,
+            payload=submitted.payload,
+            term=view.term,
+            region=here.me,
+            fence=0,
+            deadline_ms=submitted.deadline_ms,
+            timeout_ms=submitted.options.timeout_ms,
+            root=effect_root(task.facts, attempt),
+            effects=tuple((effect.name, effect.result) for effect in inherited),
+            checkpoint=None if checkpoint is None else checkpoint.data,
+            checkpoint_index=0 if checkpoint is None else checkpoint.index,
+            undoes=submitted.payload if submitted.undoes is not None else None,
+            document=here.documents.state((here.domain, task.id, "")),
+        )
+
+    # Ending ------------------------------------------------------------------------------------
+
+    def task_of(self, attempt: AttemptId) -> TaskId | None:
+        """The task of an attempt of this region that is open, or ended not long ago."""
+        running = self._workers.running.get(attempt)
+        return running.task if running is not None else self._ended.get(attempt)
+
+    def end(
+        self, task: Task, attempt: AttemptId, outcome: str, value: bytes, *, retryable: bool = True, reason: str = ""
+    ) -> bool:
+        """Write the end of an attempt of this region, telling truthfully whether it is late.
+
+        Returns False, and writes nothing, when the attempt has ended already.
+        """
+        here = self._here
+        view = here.table.view(task)
+        self._workers.ended(attempt)
+        self._remember(attempt, task.id)
+        here.timers.cancel(("timeout", attempt))
+        here.timers.cancel(("orphan", attempt))
+        known = next((a for a in view.attempts if a.id == attempt), None)
+        if known is None or known.state is not lifecycle.AttemptState.OPEN:
+            return False
+        here.write(Ended(task.id, attempt, outcome, lifecycle.outcome_known(view), retryable, reason, value))
+        return True
+
+    def lose(self, attempt: AttemptId, reason: str) -> None:
+        """An attempt of this region will not be heard of again."""
+        running = self._workers.running.get(attempt)
+        task = None if running is None else self._here.table.get(running.task)
+        if task is None:
+            self._workers.ended(attempt)
+            return
+        if self.end(task, attempt, "lost", b"", reason=reason):
+            self._here.notify("warning", "attempt.lost", task=task.id.hex(), attempt=str(attempt), reason=reason)
+
+    def time_out(self, attempt: AttemptId) -> None:
+        """An attempt ran longer than its task allows: it failed, and its handler is told."""
+        running = self._workers.running.get(attempt)
+        task = None if running is None else self._here.table.get(running.task)
+        if running is None or task is None:
+            return
+        submitted = self._here.table.view(task).submitted
+        limit = submitted.options.timeout_ms if submitted is not None else 0
+        if running.worker is not None:
+            self._here.emit(Stop(running.worker, attempt, "timeout"))
+        error = encode_value(["TimeoutError", f"the attempt ran longer than its timeout of {limit} ms", ""])
+        self.end(task, attempt, "failed", error, reason="TimeoutError")
+
+    def stop(self, attempt: AttemptId, reason: str) -> None:
+        """Ask a handler to stop, once. One that doesn't goes on: its outcome is still recorded."""
+        running = self._workers.running.get(attempt)
+        if running is None or running.stop:
+            return
+        running.stop = reason
+        if running.worker is not None:
+            self._here.emit(Stop(running.worker, attempt, reason))
+
+    def stop_unwanted(self, view: TaskView) -> None:
+        """Ask for a stop of what runs here and is no longer wanted."""
+        reason = lifecycle.stop_reason(view, self._here.me)
+        if reason:
+            for attempt in view.open_attempts:
+                if attempt.region == self._here.me and attempt in self._workers.running:
+                    self.stop(attempt, reason)
+
+    def watch_open(self, task: Task, view: TaskView) -> None:
+        """Keep an eye on attempts of this region that no worker has reported (after a restart)."""
+        for attempt in view.open_attempts:
+            if attempt.region == self._here.me and attempt not in self._workers.running:
+                self._workers.expect(attempt, task.id)
+                grace = max(self._here.settings.start_grace_ms, self._here.settings.worker_lost_after_ms)
+                self._here.timers.at_mono(self._here.now.mono_ms + grace, ("orphan", attempt))
+
+    def _remember(self, attempt: AttemptId, task: TaskId) -> None:
+        self._ended[attempt] = task
+        if len(self._ended) > ENDED_KEPT:
+            del self._ended[next(iter(self._ended))]
+
+    # Telling -----------------------------------------------------------------------------------
+
+    def lane_of(self, view: TaskView) -> Lane:
+        assert view.submitted is not None
+        return view.submitted.queue, view.submitted.name
+
+    def running_record(self, attempt: EventId) -> dict[str, Any] | None:
+        running = self._workers.running.get(attempt)
+        return None if running is None else {"worker": running.worker, "progress": running.progress}

@@ -1,0 +1,218 @@
+"""What workers tell a replica: that they are there, what their attempts recorded, how they ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from crdtsync import commands as c
+from crdtsync.effects import Reply
+from crdtsync.errors import CrdtSyncError, InvalidRequestError, PayloadTooLargeError, UnknownAttemptError
+from crdtsync.events import Checkpointed, Declared, EffectRecorded, Options
+from crdtsync.identifiers import AttemptId, EventId, WorkerId
+from crdtsync.protocol.codec import encode_value
+from crdtsync.region import RegionState
+from crdtsync.scheduling.dispatch import Dispatcher
+from crdtsync.scheduling.workers import Workers
+from crdtsync.tasks import Task
+
+DECLARATIONS_MAX: Final = 10_000  # task names in the cluster
+CREDITS_MAX: Final = 10_000
+EFFECTS_PER_ATTEMPT_MAX: Final = 10_000
+
+
+class WorkerRequests:
+    def __init__(
+        self, here: RegionState, workers: Workers, dispatcher: Dispatcher, *, lanes_changed: Callable[[], None]
+    ) -> None:
+        self._here = here
+        self._workers = workers
+        self._dispatcher = dispatcher
+        self._lanes_changed = lanes_changed
+
+    def _reply(self, ticket: Any, value: Any) -> None:
+        self._here.emit(Reply(ticket, value))
+
+    def _refuse(self, ticket: Any, error: CrdtSyncError) -> None:
+        self._here.emit(Reply(ticket, None, error.record()))
+
+    # Presence ----------------------------------------------------------------------------------
+
+    def hello(self, command: c.WorkerHello, ticket: Any) -> None:
+        here = self._here
+        if not 1 <= command.credits <= CREDITS_MAX:
+            self._refuse(ticket, InvalidRequestError(f"credits are between 1 and {CREDITS_MAX}"))
+            return
+        if len(here.declared) + len(command.tasks) > DECLARATIONS_MAX:
+            self._refuse(ticket, InvalidRequestError(f"a cluster declares at most {DECLARATIONS_MAX} tasks"))
+            return
+        worker = self._workers.hello(command, here.now.mono_ms)
+        for task in command.tasks:
+            self._declare(command.app, task)
+        stop: list[AttemptId] = []
+        for ref in command.running:
+            attempt = EventId(*ref)  # type: ignore[arg-type]
+            task_id = self._dispatcher.task_of(attempt)
+            held = None if task_id is None else here.table.get(task_id)
+            if held is not None and any(a.id == attempt for a in here.table.view(held).open_attempts):
+                self._workers.adopt(worker, attempt, held.id)
+                here.timers.cancel(("orphan", attempt))
+            else:
+                stop.append(attempt)
+        here.timers.cancel(("worker", worker.id))
+        self._expect(worker.id)
+        reply = {
+            "region": here.me,
+            "writer": here.writer,
+            "heartbeat_ms": here.settings.heartbeat_ms,
+            "stop": [tuple(attempt) for attempt in stop],
+        }
+        self._reply(ticket, reply)
+        here.notify("info", "worker.connected", worker=worker.id, app=worker.app, tasks=sorted(worker.names))
+        self._lanes_changed()
+
+    def _declare(self, app: str, task: c.TaskDeclaration) -> None:
+        options = Options(
+            partition=task.partition,
+            attempts=task.attempts,
+            lost_max=task.lost_max,
+            backoff_ms_base=task.backoff_ms_base,
+            backoff_ms_max=task.backoff_ms_max,
+            backoff_factor_permille=task.backoff_factor_permille,
+            cancel=task.cancel or ("wins" if task.compensate else "loses"),
+            compensate=task.compensate,
+            timeout_ms=task.timeout_ms,
+            unserved_after_ms=task.unserved_after_ms,
+            window_ms=min(task.window_ms, self._here.settings.retention_ms),
+            non_retryable=task.non_retryable,
+        )
+        declared = Declared(task.name, app, task.queue, task.priority, options)
+        known = self._here.declared.get(task.name, {}).get(self._here.me)
+        if known is None or known[1] != declared:
+            self._here.write(declared)
+
+    def heartbeat(self, command: c.Heartbeat, ticket: Any) -> None:
+        worker = self._workers.get(WorkerId(command.worker))
+        if worker is None:
+            self._refuse(ticket, UnknownAttemptError("this worker is not known here: say hello again"))
+            return
+        worker.heard_ms = self._here.now.mono_ms
+        for ref, progress in command.progress:
+            running = self._workers.running.get(EventId(*ref))  # type: ignore[arg-type]
+            if running is not None:
+                running.progress = progress[:PROGRESS_CHARS_MAX]
+        self._expect(worker.id)
+        self._reply(ticket, {})
+
+    def _expect(self, worker: WorkerId) -> None:
+        """Look again when the worker has been silent for too long."""
+        after = self._here.settings.worker_lost_after_ms
+        self._here.timers.at_mono(self._here.now.mono_ms + after, ("worker", worker))
+
+    def check(self, worker_id: WorkerId) -> None:
+        """A worker's time is up: what it ran is lost, unless it has been heard of since."""
+        here = self._here
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            return
+        silent_ms = here.now.mono_ms - worker.heard_ms
+        if worker.connected and silent_ms < here.settings.worker_lost_after_ms:
+            here.timers.at_mono(worker.heard_ms + here.settings.worker_lost_after_ms, ("worker", worker_id))
+            return
+        lost = list(worker.running)
+        self._workers.remove(worker_id)
+        here.notify("warning", "worker.lost", worker=worker_id, attempts=len(lost), silent_ms=silent_ms)
+        for attempt in lost:
+            self._dispatcher.lose(attempt, "crash")
+        self._lanes_changed()
+
+    def draining(self, command: c.WorkerDraining, ticket: Any) -> None:
+        worker = self._workers.get(WorkerId(command.worker))
+        if worker is not None:
+            worker.draining = True
+            self._lanes_changed()
+        self._reply(ticket, {})
+
+    def gone(self, command: c.WorkerGone) -> None:
+        """Its connection ended. It has a moment to come back before its attempts count as lost."""
+        worker = self._workers.get(WorkerId(command.worker))
+        if worker is None:
+            return
+        worker.connected = False
+        if worker.running:
+            grace = min(GONE_GRACE_MS, self._here.settings.worker_lost_after_ms)
+            self._here.timers.at_mono(self._here.now.mono_ms + grace, ("worker", worker.id))
+        else:
+            self._workers.remove(worker.id)
+            self._here.timers.cancel(("worker", worker.id))
+        self._lanes_changed()
+
+    # Attempts ----------------------------------------------------------------------------------
+
+    def _find(self, ref: c.AttemptRef) -> tuple[Task, AttemptId]:
+        attempt = EventId(*ref)  # type: ignore[arg-type]
+        task_id = self._dispatcher.task_of(attempt)
+        task = None if task_id is None else self._here.table.get(task_id)
+        if task is None:
+            raise UnknownAttemptError(f"attempt {attempt} is not one that {self._here.me} is running")
+        return task, attempt
+
+    def record_effect(self, command: c.RecordEffect, ticket: Any) -> None:
+        try:
+            task, attempt = self._find(command.attempt)
+            if len(command.result) > self._here.settings.result_bytes_max:
+                raise PayloadTooLargeError(
+                    f"the effect's result takes {len(command.result)} bytes, "
+                    f"the limit is {self._here.settings.result_bytes_max}"
+                )
+            view = self._here.table.view(task)
+            known = next((a for a in view.attempts if a.id == attempt), None)
+            if known is not None and len(known.effects) >= EFFECTS_PER_ATTEMPT_MAX:
+                raise InvalidRequestError(f"an attempt records at most {EFFECTS_PER_ATTEMPT_MAX} effects")
+            if known is None or all(effect.key != command.key for _, effect in known.effects):
+                self._here.write(EffectRecorded(task.id, attempt, command.name, command.key, command.result))
+            self._reply(ticket, {})
+        except CrdtSyncError as error:
+            self._refuse(ticket, error)
+
+    def save_checkpoint(self, command: c.SaveCheckpoint, ticket: Any) -> None:
+        try:
+            task, attempt = self._find(command.attempt)
+            if len(command.data) > self._here.settings.checkpoint_bytes_max:
+                raise PayloadTooLargeError(
+                    f"the checkpoint takes {len(command.data)} bytes, "
+                    f"the limit is {self._here.settings.checkpoint_bytes_max}"
+                )
+            self._here.write(Checkpointed(task.id, attempt, command.index, command.data))
+            self._reply(ticket, {})
+        except CrdtSyncError as error:
+            self._refuse(ticket, error)
+
+    def complete(self, command: c.Complete, ticket: Any) -> None:
+        try:
+            task, attempt = self._find(command.attempt)
+            outcome, value, reason, retryable = command.outcome, command.value, command.reason, command.retryable
+            if outcome not in ("ok", "failed", "lost"):
+                raise InvalidRequestError(f"an attempt ends ok, failed or lost, not {outcome!r}")
+            if len(value) > self._here.settings.result_bytes_max:
+                # The handler ran; what it returned can't be kept. Trying again would not shrink it.
+                limit = self._here.settings.result_bytes_max
+                text = f"the result takes {len(value)} bytes, the limit is {limit}"
+                outcome, value, reason, retryable = "failed", encode_value(["ResultTooLarge", text, ""]), "", False
+            if outcome == "failed":
+                options = _options(self._here, task)
+                retryable = retryable and reason not in options.non_retryable
+            self._dispatcher.end(task, attempt, outcome, value, retryable=retryable, reason=reason)
+            self._reply(ticket, {"state": str(self._here.table.view(task).state)})
+        except CrdtSyncError as error:
+            self._refuse(ticket, error)
+
+
+def _options(here: RegionState, task: Task) -> Options:
+    submitted = here.table.view(task).submitted
+    assert submitted is not None
+    return submitted.options
+
+
+PROGRESS_CHARS_MAX: Final = 1_000
+GONE_GRACE_MS: Final = 1_500  # a dropped connection of a living worker is back within its reconnect backoff

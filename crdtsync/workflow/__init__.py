@@ -1,0 +1,1 @@
+"""Tasks that depend on one another, and what an attempt leaves behind."""
