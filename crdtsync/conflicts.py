@@ -16,8 +16,6 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from crdtsync.events import (
-    CancelRequested,
-    Expired,
     LabelEdited,
     PriorityEdited,
     Requeued,
@@ -206,17 +204,13 @@ def _conflict(
     detail = resolution.explanation.format(winner=winner, losers=" and ".join(named))
     if note:
         detail += " " + note
-    return Conflict(
-        conflict_id(task, kind, by), task, kind, resolution.rule, winner, named, detail, tuple(attempts)
-    )
+    return Conflict(conflict_id(task, kind, by), task, kind, resolution.rule, winner, named, detail, tuple(attempts))
 
 
 def log_conflict(task: TaskId, kind: ConflictKind, winner: str, losers: Iterable[str], by: str) -> Conflict:
     """A conflict that the log finds, not `resolve`: two incarnations, an equivocating writer.
 
-    Args:
-        task: The task in whose name it is shown, or 16 zero bytes.
-        by: What tells it from others of its kind: a writer, a commit.
+    It is shown in the name of `task`, or of 16 zero bytes; `by` tells it from others of its kind.
     """
     return _conflict(task, kind, winner, losers, by=by)
 
@@ -243,14 +237,14 @@ def named(attempt: AttemptView) -> str:
 
 def _on_submissions(task: TaskId, facts: Facts) -> Iterator[Conflict]:
     (first, submitted), *others = facts.submissions
-    losers = [id for id, other in others if not is_same_work(submitted, other)]
+    losers = [event_id for event_id, other in others if not is_same_work(submitted, other)]
     if losers:
         ran = [a.id for a in facts.attempts if a.claim is not None and a.claim.submission in losers]
         yield _conflict(
             task,
             K.DUPLICATE_SUBMISSION,
             f"the submission {first}",
-            [f"the submission {id}" for id in losers],
+            [f"the submission {id}" for event_id in losers],
             attempts=ran,
         )
 
@@ -260,9 +254,7 @@ def _on_outcome(task: TaskId, facts: Facts, view: TaskView) -> Iterator[Conflict
     succeeded = [a for a in view.attempts if a.state is AttemptState.OK]
     if winner is not None and len(succeeded) > 1:
         losing = [a for a in succeeded if a is not winner]
-        yield _conflict(
-            task, K.DOUBLE_SUCCESS, named(winner), map(named, losing), attempts=[a.id for a in losing]
-        )
+        yield _conflict(task, K.DOUBLE_SUCCESS, named(winner), map(named, losing), attempts=[a.id for a in losing])
     if view.cancel is not None and succeeded:
         cancel = f"the cancel by {region_of(view.cancel.id.writer)}"
         if view.cancel.wins:
@@ -280,13 +272,11 @@ def _on_outcome(task: TaskId, facts: Facts, view: TaskView) -> Iterator[Conflict
             expiry = f"the expiry by {region_of(view.expired.writer)}"
             yield _conflict(task, K.SUCCESS_AGAINST_EXPIRY, named(winner), [expiry])
         if view.exhausted:
-            yield _conflict(
-                task, K.SUCCESS_AGAINST_DEATH, named(winner), [f"the death after {view.failures} failures"]
-            )
-        for id, event in facts.rest:
-            if type(event) is Requeued and winner.id < id:
+            yield _conflict(task, K.SUCCESS_AGAINST_DEATH, named(winner), [f"the death after {view.failures} failures"])
+        for event_id, event in facts.rest:
+            if type(event) is Requeued and winner.id < event_id:
                 requeue = f"the requeue of death {event.death} by {region_of(id.writer)}"
-                yield _conflict(task, K.REQUEUE_AGAINST_SUCCESS, named(winner), [requeue], by=str(id))
+                yield _conflict(task, K.REQUEUE_AGAINST_SUCCESS, named(winner), [requeue], by=str(event_id))
     failed = [a for a in view.attempts if a.state is AttemptState.FAILED and a.counts]
     if view.failures > view.granted and len({a.region for a in failed}) > 1:
         yield _conflict(
@@ -301,43 +291,41 @@ def _on_outcome(task: TaskId, facts: Facts, view: TaskView) -> Iterator[Conflict
 
 def _on_terms(task: TaskId, facts: Facts) -> Iterator[Conflict]:
     by_term: dict[int, list[EventId]] = {}
-    for id, event in facts.rest:
+    for event_id, event in facts.rest:
         if type(event) is TermOpened:
-            by_term.setdefault(event.term, []).append(id)
+            by_term.setdefault(event.term, []).append(event_id)
     for term, ids in sorted(by_term.items()):
-        regions = [region_of(id.writer) for id in ids]  # in stamp order: the first owns the term
+        regions = [region_of(event_id.writer) for event_id in ids]  # in stamp order: the first owns the term
         losers = sorted(set(regions) - {regions[0]})
         if losers:
-            yield _conflict(
-                task, K.TWO_TAKEOVERS, regions[0], losers, by=str(term), note=f"It was term {term}."
-            )
+            yield _conflict(task, K.TWO_TAKEOVERS, regions[0], losers, by=str(term), note=f"It was term {term}.")
 
 
 def _on_edits(task: TaskId, facts: Facts) -> Iterator[Conflict]:
     """Two edits that rest on the same earlier one were written apart: no region skips an edit that it saw."""
     fields: dict[str, dict[EventId, tuple[str, EventId | None]]] = {}
-    for id, event in facts.rest:
+    for event_id, event in facts.rest:
         if type(event) is PriorityEdited:
-            fields.setdefault("priority", {})[id] = (str(event.priority), event.saw)
+            fields.setdefault("priority", {})[event_id] = (str(event.priority), event.saw)
         elif type(event) is LabelEdited:
-            fields.setdefault(f"label {event.label}", {})[id] = (event.value, event.saw)
+            fields.setdefault(f"label {event.label}", {})[event_id] = (event.value, event.saw)
     for field, edits in sorted(fields.items()):
         forks: dict[EventId | None, list[EventId]] = {}
         newest: dict[EventId | None, EventId] = {}  # edit -> the latest one that rests on it
-        for id in sorted(edits, reverse=True):
-            saw = edits[id][1]
-            forks.setdefault(saw, []).append(id)
-            newest.setdefault(id, id)
-            newest[saw] = max(newest.get(saw, id), newest[id])
+        for event_id in sorted(edits, reverse=True):
+            saw = edits[event_id][1]
+            forks.setdefault(saw, []).append(event_id)
+            newest.setdefault(event_id, event_id)
+            newest[saw] = max(newest.get(saw, event_id), newest[event_id])
         for saw, rivals in sorted(forks.items(), key=lambda item: min(item[1])):
-            if len({edits[id][0] for id in rivals}) > 1:
+            if len({edits[event_id][0] for event_id in rivals}) > 1:
                 kept = max(rivals, key=newest.__getitem__)
-                said = {id: f"{edits[id][0]!r} by {region_of(id.writer)}" for id in sorted(rivals)}
+                said = {event_id: f"{edits[id][0]!r} by {region_of(id.writer)}" for event_id in sorted(rivals)}
                 yield _conflict(
                     task,
                     K.CONCURRENT_EDITS,
                     said[kept],
-                    [text for id, text in said.items() if id != kept],
+                    [text for event_id, text in said.items() if event_id != kept],
                     by=f"{field} {saw and EventId(*saw)}",
                     note=f"The field is {field}.",
                 )
@@ -348,7 +336,7 @@ def _on_ends(task: TaskId, facts: Facts, view: TaskView) -> Iterator[Conflict]:
         if len({(end.outcome, end.value) for _, end in attempt.ends}) > 1:
             seen = view.attempt(attempt.id)
             if seen is not None:
-                others = [end.outcome for id, end in attempt.ends if id != seen.end]
+                others = [end.outcome for event_id, end in attempt.ends if event_id != seen.end]
                 yield _conflict(
                     task,
                     K.SEVERAL_ENDS,
@@ -379,10 +367,9 @@ def _on_overlap(task: TaskId, view: TaskView) -> Iterator[Conflict]:
 
 
 def lost_inputs(view: TaskView, parents: Mapping[TaskId, TaskView]) -> tuple[Conflict, ...]:
-    """Where the attempt that decided ran on a parent's attempt that is no longer that parent's winner.
+    """Where the attempt that decided ran on a parent's attempt that is not that parent's winner.
 
-    Args:
-        parents: The views of the task's parents, as far as they are known.
+    `parents` holds the views of the task's parents, as far as they are known.
     """
     winner = view.attempt(view.winner) if view.winner is not None else None
     if winner is None or view.submitted is None:

@@ -55,47 +55,45 @@ class Facts:
     def __init__(self) -> None:
         self.submissions: tuple[tuple[EventId, Submitted], ...] = ()  # sorted by id
         self.attempts: tuple[AttemptFacts, ...] = ()  # sorted by id
-        self.rest: tuple[
-            tuple[EventId, TaskEvent], ...
-        ] = ()  # terms, offers, cancels, edits, ...; sorted by id
+        self.rest: tuple[tuple[EventId, TaskEvent], ...] = ()  # terms, offers, cancels, edits, ...; sorted by id
 
-    def add(self, id: EventId, event: TaskEvent) -> bool:
+    def add(self, event_id: EventId, event: TaskEvent) -> bool:
         """Join one fact. True when it was news, that is, when the facts changed."""
         kind = type(event)
         if kind is Claimed:
-            return self._add_claim(id, event)  # type: ignore[arg-type]
+            return self._add_claim(event_id, event)  # type: ignore[arg-type]
         if kind is Ended or kind is EffectRecorded or kind is Checkpointed:
-            return self._add_to_attempt(id, event)  # type: ignore[arg-type]
+            return self._add_to_attempt(event_id, event)  # type: ignore[arg-type]
         if kind is Submitted:
             if not self.submissions:
-                self.submissions = ((id, event),)  # type: ignore[assignment]
+                self.submissions = ((event_id, event),)  # type: ignore[assignment]
                 return True
-            grown: Any = _inserted(self.submissions, id, event)
+            grown: Any = _inserted(self.submissions, event_id, event)
             if grown is None:
                 return False
             self.submissions = grown
             return True
-        grown = _inserted(self.rest, id, event)
+        grown = _inserted(self.rest, event_id, event)
         if grown is None:
             return False
         self.rest = grown
         return True
 
-    def _add_claim(self, id: EventId, claim: Claimed) -> bool:
+    def _add_claim(self, event_id: EventId, claim: Claimed) -> bool:
         attempts = self.attempts
         if not attempts:
-            self.attempts = (AttemptFacts(id, claim),)
+            self.attempts = (AttemptFacts(event_id, claim),)
             return True
-        at = bisect_left(attempts, id, key=_by_id)
-        if at == len(attempts) or attempts[at].id != id:
-            self.attempts = (*attempts[:at], AttemptFacts(id, claim), *attempts[at:])
+        at = bisect_left(attempts, event_id, key=_by_id)
+        if at == len(attempts) or attempts[at].id != event_id:
+            self.attempts = (*attempts[:at], AttemptFacts(event_id, claim), *attempts[at:])
             return True
         if attempts[at].claim is not None:
             return False
         self._put(at, attempts[at]._replace(claim=claim))
         return True
 
-    def _add_to_attempt(self, id: EventId, event: Ended | EffectRecorded | Checkpointed) -> bool:
+    def _add_to_attempt(self, event_id: EventId, event: Ended | EffectRecorded | Checkpointed) -> bool:
         attempts, attempt = self.attempts, event.attempt
         at = len(attempts) - 1
         if at < 0 or attempts[at].id != attempt:  # mostly it is the newest
@@ -105,21 +103,21 @@ class Facts:
         old = attempts[at]
         own, claim, effects, checkpoint, ends = old
         if type(event) is Ended:
-            grown: Any = _inserted(ends, id, event) if ends else ((id, event),)
+            grown: Any = _inserted(ends, event_id, event) if ends else ((event_id, event),)
             if grown is None:
                 return False
             self._put(at, AttemptFacts(own, claim, effects, checkpoint, grown))
             return True
         if type(event) is EffectRecorded:
-            grown = _inserted(effects, id, event)
+            grown = _inserted(effects, event_id, event)
             if grown is None:
                 return False
             self._put(at, AttemptFacts(own, claim, grown, checkpoint, ends))
             return True
         assert type(event) is Checkpointed
-        if checkpoint is not None and (checkpoint[1].index, checkpoint[0]) >= (event.index, id):
+        if checkpoint is not None and (checkpoint[1].index, checkpoint[0]) >= (event.index, event_id):
             return False
-        self._put(at, AttemptFacts(own, claim, effects, (id, event), ends))
+        self._put(at, AttemptFacts(own, claim, effects, (event_id, event), ends))
         return True
 
     def _put(self, at: int, attempt: AttemptFacts) -> None:
@@ -128,7 +126,7 @@ class Facts:
 
     def join(self, other: Facts) -> bool:
         """Add everything that `other` knows. True when something of it was news."""
-        news = [self.add(id, event) for id, event in other.events()]
+        news = [self.add(event_id, event) for event_id, event in other.events()]
         return any(news)
 
     def copy(self) -> Facts:
@@ -147,16 +145,16 @@ class Facts:
         """The numbers of the kinds that occur (see `events.KINDS`)."""
         return frozenset(KIND_OF[type(event)] for _, event in self.events())
 
-    def attempt(self, id: AttemptId) -> AttemptFacts | None:
-        at = bisect_left(self.attempts, id, key=_by_id)
-        return self.attempts[at] if at < len(self.attempts) and self.attempts[at].id == id else None
+    def attempt(self, event_id: AttemptId) -> AttemptFacts | None:
+        at = bisect_left(self.attempts, event_id, key=_by_id)
+        return self.attempts[at] if at < len(self.attempts) and self.attempts[at].id == event_id else None
 
     def events(self) -> Iterator[tuple[EventId, TaskEvent]]:
         """Every fact that is kept, in no particular order."""
         yield from self.submissions
-        for id, claim, effects, checkpoint, ends in self.attempts:
+        for event_id, claim, effects, checkpoint, ends in self.attempts:
             if claim is not None:
-                yield id, claim
+                yield event_id, claim
             yield from effects
             if checkpoint is not None:
                 yield checkpoint
@@ -166,11 +164,7 @@ class Facts:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Facts):
             return NotImplemented
-        return (
-            self.submissions == other.submissions
-            and self.attempts == other.attempts
-            and self.rest == other.rest
-        )
+        return self.submissions == other.submissions and self.attempts == other.attempts and self.rest == other.rest
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -187,7 +181,7 @@ class Facts:
 
         Lossless for `resolve`: `from_row(row)` joined with new facts resolves as all facts do.
         """
-        events = tuple((id, plain_event(event)) for id, event in sorted(self.events(), key=_by_id))
+        events = tuple((event_id, plain_event(event)) for event_id, event in sorted(self.events(), key=_by_id))
         return codec.encode((ROW_VERSION, events))
 
     @classmethod
@@ -201,25 +195,21 @@ class Facts:
             plain = codec.decode_unchecked(row, bytes_max=ROW_BYTES_MAX)
             version, pairs = plain
             if version != ROW_VERSION:
-                raise CorruptLogError(
-                    f"a task's row has the version {version!r}, this program reads {ROW_VERSION}"
-                )
+                raise CorruptLogError(f"a task's row has the version {version!r}, this program reads {ROW_VERSION}")
             events = check_events(tuple(event for _, event in pairs))
-            ids = [_checked_id(id) for id, _ in pairs]
+            ids = [_checked_id(event_id) for event_id, _ in pairs]
         except (RemoteProtocolError, TypeError, ValueError) as error:
             raise CorruptLogError(f"a task's row cannot be read: {error}", bytes=len(row)) from error
         facts = cls()
         task = None
-        for id, event in zip(ids, events, strict=True):
+        for event_id, event in zip(ids, events, strict=True):
             if KIND_OF.get(type(event), 99) > _LAST_TASK_KIND:
-                raise CorruptLogError(
-                    f"a task's row holds a {type(event).__name__}, which is no fact of a task"
-                )
+                raise CorruptLogError(f"a task's row holds a {type(event).__name__}, which is no fact of a task")
             if task is None:
                 task = event.task  # type: ignore[union-attr]
             elif event.task != task:  # type: ignore[union-attr]
                 raise CorruptLogError("a task's row holds facts of two tasks")
-            facts.add(id, event)  # type: ignore[arg-type]
+            facts.add(event_id, event)  # type: ignore[arg-type]
         return facts
 
 
@@ -232,11 +222,11 @@ def _checked_id(plain: Any) -> EventId:
     return EventId(plain[0], checked_writer(plain[1]), plain[2], plain[3])
 
 
-def _inserted(pairs: tuple[Any, ...], id: EventId, event: Any) -> tuple[Any, ...] | None:
+def _inserted(pairs: tuple[Any, ...], event_id: EventId, event: Any) -> tuple[Any, ...] | None:
     """`pairs` with (id, event) in its place; None when the id is there already."""
-    if not pairs or pairs[-1][0] < id:
-        return (*pairs, (id, event))
-    at = bisect_left(pairs, id, key=_by_id)
-    if pairs[at][0] == id:
+    if not pairs or pairs[-1][0] < event_id:
+        return (*pairs, (event_id, event))
+    at = bisect_left(pairs, event_id, key=_by_id)
+    if pairs[at][0] == event_id:
         return None
-    return (*pairs[:at], (id, event), *pairs[at:])
+    return (*pairs[:at], (event_id, event), *pairs[at:])

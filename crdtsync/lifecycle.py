@@ -137,9 +137,8 @@ def refusal(
 ) -> str | None:
     """Why `region` may not do this now, or None if it may.
 
-    Args:
-        attempt: The attempt that is meant, for acts on one.
-        present: Regions that are known to be there: while one of them runs an attempt, a claim waits for it.
+    `attempt` is the one that is meant, for acts on one. `present` names regions that are known to be
+    there: while one of them runs an attempt, a claim waits for it.
     """
     if view.submitted is None:
         return "no submission of this task is known here"

@@ -73,15 +73,13 @@ def resolve(facts: Facts) -> TaskView:
         found = _sorted_out(facts)
         owner, term, term_id = owner_of(submitted, found[TermOpened])
         offer = offer_of(owner, term, found[Offered], found[Withdrawn])
-        cancel, asked = cancel_of(facts, owner, found)
+        cancel, asked = cancel_of(facts, found)
         if cancel is not None and cancel.wins:
             winner = None
-        expired = next((id for id, event in found[Expired] if not event.late), None)
+        expired = next((event_id for event_id, event in found[Expired] if not event.late), None)
         answered = tuple(sorted({event.death for _, event in found[Requeued]}))
         for _, edit in found[PriorityEdited]:
-            priority = (
-                edit.priority
-            )  # sorted by stamp: the later write wins, by intent; `conflicts` shows the other
+            priority = edit.priority  # sorted by stamp: the later write wins, by intent; `conflicts` shows the other
         if found[LabelEdited]:
             labels = _labels_of(submitted, found[LabelEdited])
 
@@ -103,12 +101,7 @@ def resolve(facts: Facts) -> TaskView:
          options.attempts * (1 + len(answered)), deaths, answered, streak, failed_at, priority, labels,
          cancel, asked, expired, offer, ()),
     )  # fmt: skip
-    if (
-        facts.rest
-        or len(attempts) > 1
-        or len(submissions) > 1
-        or (attempts and len(facts.attempts[0].ends) > 1)
-    ):
+    if facts.rest or len(attempts) > 1 or len(submissions) > 1 or (attempts and len(facts.attempts[0].ends) > 1):
         conflicts = find_conflicts(facts, view)
         if conflicts:
             view = view._replace(conflicts=conflicts)
@@ -124,9 +117,7 @@ _UNKNOWN: Final = TaskView(
 # The rules -----------------------------------------------------------------------------------------
 
 
-def state_of(
-    *, cancel: CancelView | None, succeeded: bool, is_open: bool, expired: bool, dead: bool
-) -> TaskState:
+def state_of(*, cancel: CancelView | None, succeeded: bool, is_open: bool, expired: bool, dead: bool) -> TaskState:
     """The order of precedence in which one state covers another."""
     if cancel is not None and cancel.wins:
         return TaskState.CANCELLED
@@ -153,19 +144,15 @@ def winner_of(attempts: Iterable[AttemptView]) -> AttemptId | None:
 
 def outcome_of(ends: Sequence[tuple[EventId, Ended]]) -> tuple[EventId, Ended]:
     """The end that counts of several: a success that is not late, any success, then the smaller stamp."""
-    return min(
-        ends, key=lambda pair: (pair[1].outcome != "ok", pair[1].outcome == "ok" and pair[1].late, pair[0])
-    )
+    return min(ends, key=lambda pair: (pair[1].outcome != "ok", pair[1].outcome == "ok" and pair[1].late, pair[0]))
 
 
-def owner_of(
-    submitted: Submitted, terms: Sequence[tuple[EventId, TermOpened]]
-) -> tuple[str, int, EventId | None]:
+def owner_of(submitted: Submitted, terms: Sequence[tuple[EventId, TermOpened]]) -> tuple[str, int, EventId | None]:
     """Owner, term and what opened it: the highest term, within a term the smallest stamp."""
     if not terms:
         return submitted.owner, 0, None
-    id, opened = min(terms, key=lambda pair: (-pair[1].term, pair[0]))
-    return _region(id.writer), opened.term, id
+    event_id, opened = min(terms, key=lambda pair: (-pair[1].term, pair[0]))
+    return _region(event_id.writer), opened.term, event_id
 
 
 def offer_of(
@@ -175,13 +162,15 @@ def offer_of(
     withdrawn: Sequence[tuple[EventId, Withdrawn]],
 ) -> OfferView | None:
     """The owner's newest offer of the current term, unless it was taken back. Taken up, it opened a new term."""
-    current = [(id, offer) for id, offer in offers if offer.term == term and _region(id.writer) == owner]
+    current = [
+        (event_id, offer) for event_id, offer in offers if offer.term == term and _region(event_id.writer) == owner
+    ]
     if not current:
         return None
-    id, offer = current[-1]
-    if any(taken.offer == id for _, taken in withdrawn):
+    event_id, offer = current[-1]
+    if any(taken.offer == event_id for _, taken in withdrawn):
         return None
-    return OfferView(id, RegionId(offer.region), offer.reason)
+    return OfferView(event_id, RegionId(offer.region), offer.reason)
 
 
 def cancel_wins(facts: Facts) -> bool:
@@ -193,7 +182,7 @@ def cancel_wins(facts: Facts) -> bool:
     return any(submitted.options.cancel == "wins" for _, submitted in facts.submissions)
 
 
-def cancel_of(facts: Facts, owner: str, found: _Found) -> tuple[CancelView | None, EventId | None]:
+def cancel_of(facts: Facts, found: _Found) -> tuple[CancelView | None, EventId | None]:
     """The first cancel that counts, and the first that its owner has yet to answer.
 
     A late cancel never counts. Under `wait` only the owner's does, since its word is final at once:
@@ -206,18 +195,16 @@ def cancel_of(facts: Facts, owner: str, found: _Found) -> tuple[CancelView | Non
     if facts.submissions[0][1].options.partition == "wait":
         reigns = reigns_of(facts, found)
         final = [pair for pair in requests if _is_in_reign(pair[0], reigns)]
-        answered = max((id for id, _ in final), default=None)
-        asked = next((id for id, _ in requests if answered is None or id > answered), None)
+        answered = max((event_id for event_id, _ in final), default=None)
+        asked = next((event_id for event_id, _ in requests if answered is None or event_id > answered), None)
         requests = final
-    for id, request in requests:
+    for event_id, request in requests:
         if not request.late:
-            return CancelView(id, cancel_wins(facts), request.reason), asked
+            return CancelView(event_id, cancel_wins(facts), request.reason), asked
     return None, asked
 
 
-def count_failures(
-    attempts: Iterable[AttemptView], options: Options
-) -> tuple[int, int, int, int, EventId | None]:
+def count_failures(attempts: Iterable[AttemptView], options: Options) -> tuple[int, int, int, int, EventId | None]:
     """Failures, counted losses, deaths, and the streak since the last death with its last end.
 
     Death k is the k-th exhaustion of what was granted, walking the ends in stamp order. The count
@@ -251,9 +238,9 @@ def _attempts(facts: Facts) -> tuple[AttemptView, ...]:
     submissions = facts.submissions
     counting = None  # the submissions whose attempts count; None while there is but one
     if len(submissions) > 1:
-        counting = {id for id, submitted in submissions if is_same_work(submissions[0][1], submitted)}
+        counting = {event_id for event_id, submitted in submissions if is_same_work(submissions[0][1], submitted)}
     views: list[AttemptView] = []
-    for id, claim, effects, _, ends in facts.attempts:
+    for event_id, claim, effects, _, ends in facts.attempts:
         if claim is None:
             continue
         how: tuple[Any, ...] = _STILL_OPEN
@@ -261,29 +248,12 @@ def _attempts(facts: Facts) -> tuple[AttemptView, ...]:
             end_id, end = ends[0] if len(ends) == 1 else outcome_of(ends)
             how = (_OUTCOMES.get(end.outcome, _LOST), end.late, end.retryable, end.reason, end.value, end_id)
         continues = claim.continues
-        root = id
+        root = event_id
         if continues is not None and claim.continues_ended:
-            root = next((view.root for view in views if view.id == continues), id)
+            root = next((view.root for view in views if view.id == continues), event_id)
         counts = claim.submission == submissions[0][0] if counting is None else claim.submission in counting
-        views.append(
-            _new(
-                AttemptView,
-                (
-                    len(views) + 1,
-                    id,
-                    _region(id.writer),
-                    claim.term,
-                    *how,
-                    effects,
-                    continues,
-                    root,
-                    claim.relies,
-                    claim.inputs,
-                    claim.submission,
-                    counts,
-                ),
-            )  # fmt: skip
-        )
+        known = (len(views) + 1, event_id, _region(event_id.writer), claim.term, *how, effects, continues, root)
+        views.append(_new(AttemptView, (*known, claim.relies, claim.inputs, claim.submission, counts)))
     return tuple(views)
 
 
@@ -308,9 +278,7 @@ def _sorted_out(facts: Facts) -> _Found:
     return found
 
 
-def _labels_of(
-    submitted: Submitted, edits: Iterable[tuple[EventId, LabelEdited]]
-) -> tuple[tuple[str, str], ...]:
+def _labels_of(submitted: Submitted, edits: Iterable[tuple[EventId, LabelEdited]]) -> tuple[tuple[str, str], ...]:
     labels = dict(submitted.labels)
     for _, edit in edits:  # in stamp order, as with the priority
         labels[edit.label] = edit.value
@@ -325,24 +293,27 @@ def reigns_of(facts: Facts, found: _Found) -> list[tuple[str, EventId, EventId |
     """
     submission, submitted = facts.submissions[0]
     openings: dict[int, tuple[str, EventId]] = {0: (submitted.owner, submission)}
-    for id, opened in found[TermOpened]:
+    for event_id, opened in found[TermOpened]:
         if opened.term not in openings:  # in stamp order: the smallest of each term
-            openings[opened.term] = (_region(id.writer), id)
+            openings[opened.term] = (_region(event_id.writer), event_id)
     withdrawn = {taken.offer for _, taken in found[Withdrawn]}
     accepted = {opened.offer for _, opened in found[TermOpened]}
     reigns = []
     for term, (region, opening) in sorted(openings.items()):
         out = [
-            id
-            for id, offer in found[Offered]
-            if offer.term == term and _region(id.writer) == region and (id in accepted or id not in withdrawn)
+            event_id
+            for event_id, offer in found[Offered]
+            if offer.term == term
+            and _region(event_id.writer) == region
+            and (event_id in accepted or event_id not in withdrawn)
         ]
         reigns.append((region, opening, min(out, default=None)))
     return reigns
 
 
-def _is_in_reign(id: EventId, reigns: Iterable[tuple[str, EventId, EventId | None]]) -> bool:
-    region = _region(id.writer)
+def _is_in_reign(event_id: EventId, reigns: Iterable[tuple[str, EventId, EventId | None]]) -> bool:
+    region = _region(event_id.writer)
     return any(
-        region == owner and id > opening and (offer is None or id < offer) for owner, opening, offer in reigns
+        region == owner and event_id > opening and (offer is None or event_id < offer)
+        for owner, opening, offer in reigns
     )

@@ -58,9 +58,7 @@ class AttemptView(NamedTuple):
     reason: str  # failed: the error's type; lost: why
     value: bytes  # ok: the result; failed: canonical CBOR [type, message, traceback]
     end: EventId | None
-    effects: tuple[
-        tuple[EventId, EffectRecorded], ...
-    ]  # as recorded; `undoing.own_effects` merges repeated ones
+    effects: tuple[tuple[EventId, EffectRecorded], ...]  # as recorded; `undoing.own_effects` merges repeated ones
     continues: AttemptId | None
     root: AttemptId  # effect keys derive from it
     relies: tuple[EventId, ...]
@@ -142,8 +140,8 @@ class TaskView(NamedTuple):
     def is_cancelled_for_good(self) -> bool:
         return self.cancel is not None and self.cancel.wins
 
-    def attempt(self, id: AttemptId) -> AttemptView | None:
-        return next((attempt for attempt in self.attempts if attempt.id == id), None)
+    def attempt(self, event_id: AttemptId) -> AttemptView | None:
+        return next((attempt for attempt in self.attempts if attempt.id == event_id), None)
 
     def canonical(self) -> bytes:
         """One byte string for all equal views. Not stored: its form may change with the program."""

@@ -67,7 +67,7 @@ def is_settled(facts: Facts, view: TaskView, stable: Stable) -> bool:
         return winner is not None and winner.end is not None and stable(winner.end)
     if view.state not in ENDED or view.open_attempts:
         return False
-    return all(stable(id) for id, _ in facts.events())
+    return all(stable(event_id) for event_id, _ in facts.events())
 
 
 def is_decided(facts: Facts, view: TaskView, stable: Stable) -> bool:
@@ -94,13 +94,13 @@ def own_effects(attempt: AttemptView | AttemptFacts) -> tuple[Effect, ...]:
     else:
         end = attempt.ends[0][0] if attempt.ends else None
     found: dict[tuple[str, bytes], Effect] = {}
-    for id, event in attempt.effects:
+    for event_id, event in attempt.effects:
         same = found.get((event.name, event.key))
         if same is None:
-            after_end = end is not None and id > end
-            found[event.name, event.key] = Effect(id, event.name, event.key, event.result, (id,), after_end)
+            after_end = end is not None and event_id > end
+            found[event.name, event.key] = Effect(event_id, event.name, event.key, event.result, (event_id,), after_end)
         else:
-            found[event.name, event.key] = same._replace(ids=(*same.ids, id))
+            found[event.name, event.key] = same._replace(ids=(*same.ids, event_id))
     return tuple(found.values())
 
 
@@ -117,11 +117,7 @@ def effect_key(task: TaskId, root: AttemptId, name: str) -> bytes:
 
 
 def chain(facts: Facts, attempt: AttemptId, *, ended_only: bool = False) -> Iterator[AttemptFacts]:
-    """`attempt` and those that it continues, newest first.
-
-    Args:
-        ended_only: Stop before an attempt that had not ended when it was continued.
-    """
+    """`attempt` and those that it continues, newest first; with `ended_only` those that had ended by then."""
     known = facts.attempt(attempt)
     while known is not None:
         yield known
@@ -178,14 +174,13 @@ def newest_checkpoint(facts: Facts, attempt: AttemptId) -> Checkpointed | None:
 def undo(facts: Facts, view: TaskView, *, settled: bool, decided: bool) -> tuple[Undo, ...]:
     """The compensations that are due by now, done or not. Only ever grows, as facts do.
 
-    Args:
-        settled: Whether the caller knows the outcome as settled.
-        decided: Whether it knows it as decided. Under `wait` that is enough, elsewhere it changes nothing.
+    `settled` and `decided` are whether the caller knows the outcome as such. Under `wait` a decided
+    one is enough, elsewhere the word changes nothing.
     """
     submitted = view.submitted
     if submitted is None or submitted.undoes is not None or not view.attempts:
         return ()
-    names = {id: submission.options.compensate for id, submission in facts.submissions}
+    names = {event_id: submission.options.compensate for event_id, submission in facts.submissions}
     if not any(names.values()):
         return ()
     final = settled or (decided and submitted.options.partition == "wait")
@@ -217,9 +212,7 @@ def is_void(attempt: AttemptView, view: TaskView) -> bool:
     return view.is_cancelled_for_good or (view.winner is not None and view.winner < attempt.id)
 
 
-def _compensations(
-    task: TaskId, attempt: AttemptView, relied: frozenset[EventId], name: str
-) -> Iterable[Undo]:
+def _compensations(task: TaskId, attempt: AttemptView, relied: frozenset[EventId], name: str) -> Iterable[Undo]:
     effects = [effect for effect in own_effects(attempt) if relied.isdisjoint(effect.ids)]
     ledger = tuple((effect.name, effect.result) for effect in effects if not effect.after_end)
     result = attempt.value if attempt.state is AttemptState.OK else None
