@@ -244,7 +244,7 @@ def _on_submissions(task: TaskId, facts: Facts) -> Iterator[Conflict]:
             task,
             K.DUPLICATE_SUBMISSION,
             f"the submission {first}",
-            [f"the submission {id}" for event_id in losers],
+            [f"the submission {event_id}" for event_id in losers],
             attempts=ran,
         )
 
@@ -275,7 +275,7 @@ def _on_outcome(task: TaskId, facts: Facts, view: TaskView) -> Iterator[Conflict
             yield _conflict(task, K.SUCCESS_AGAINST_DEATH, named(winner), [f"the death after {view.failures} failures"])
         for event_id, event in facts.rest:
             if type(event) is Requeued and winner.id < event_id:
-                requeue = f"the requeue of death {event.death} by {region_of(id.writer)}"
+                requeue = f"the requeue of death {event.death} by {region_of(event_id.writer)}"
                 yield _conflict(task, K.REQUEUE_AGAINST_SUCCESS, named(winner), [requeue], by=str(event_id))
     failed = [a for a in view.attempts if a.state is AttemptState.FAILED and a.counts]
     if view.failures > view.granted and len({a.region for a in failed}) > 1:
@@ -320,7 +320,9 @@ def _on_edits(task: TaskId, facts: Facts) -> Iterator[Conflict]:
         for saw, rivals in sorted(forks.items(), key=lambda item: min(item[1])):
             if len({edits[event_id][0] for event_id in rivals}) > 1:
                 kept = max(rivals, key=newest.__getitem__)
-                said = {event_id: f"{edits[id][0]!r} by {region_of(id.writer)}" for event_id in sorted(rivals)}
+                said = {
+                    event_id: f"{edits[event_id][0]!r} by {region_of(event_id.writer)}" for event_id in sorted(rivals)
+                }
                 yield _conflict(
                     task,
                     K.CONCURRENT_EDITS,
