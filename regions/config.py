@@ -59,9 +59,9 @@ class Limits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     client_frame_bytes: int = Field(
-        default=8 * MIB,
+        default=4 * MIB,
         ge=64 << 10,
-        le=64 * MIB,
+        le=4 * MIB,
         description="Bytes of one frame from a client or worker. Larger lets bigger batches and results in, and lets "
         "one connection hold that much memory before it is checked.",
     )
@@ -113,7 +113,8 @@ class Config(BaseSettings):
     )
     region: str = Field(description="This node's region: lower-case letters, digits, dashes, 32 at most.")
     node_name: str = Field(
-        default="a", description="This node's name inside its region. Its incarnations follow one another; keep it for good."
+        default="a",
+        description="This node's name inside its region. Its incarnations follow one another; keep it for good.",
     )
     members: dict[str, str] = Field(
         default_factory=dict,
@@ -152,7 +153,7 @@ class Config(BaseSettings):
         "costs one small frame per peer each time.",
     )
     worker_lost_after_ms: int = Field(
-        default=10_000,
+        default=3_000,
         ge=500,
         le=3_600_000,
         description="Milliseconds without a heartbeat after which a connected worker's attempts count as lost.",

@@ -29,8 +29,22 @@ from regions.client import Client
 BATCH_TASKS_MAX: Final = 500  # per request: one commit holds twice as many events
 BATCH_BYTES_MAX: Final = 1 << 20  # of payloads per request, well below the frame limit
 LINE_KEYS: Final = (
-    "name args key queue priority delay after after_settled region partition label labels ref attempts timeout"
-).split()
+    "name",
+    "args",
+    "key",
+    "queue",
+    "priority",
+    "delay",
+    "after",
+    "after_settled",
+    "region",
+    "partition",
+    "label",
+    "labels",
+    "ref",
+    "attempts",
+    "timeout",
+)
 
 
 class LineError(Exception):
@@ -92,38 +106,44 @@ def parse_line(number: int, text: bytes) -> Line:
     """One line, checked as far as it can be without the others; what is wrong becomes its answer."""
     line = Line(number)
     try:
-        try:
-            fields = json.loads(text)
-        except ValueError as error:
-            raise LineError(f"not JSON: {error}") from None
-        if not isinstance(fields, dict):
-            raise LineError("an object is needed")
-        for key in fields:
-            if key not in LINE_KEYS:
-                close = get_close_matches(key, LINE_KEYS, n=1)
-                raise LineError(f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-        if not isinstance(fields.get("name"), str) or not fields["name"]:
-            raise LineError('"name" says which task; it is missing')
-        if fields.get("partition") == "quorum":
-            raise LineError("partition quorum needs leases, which are not built yet", "not_implemented")
+        fields = _fields(text)
         args = fields.get("args") or {}
-        if not isinstance(args, dict | list):
-            raise LineError('"args" is an object of keyword arguments or a list')
         positional, named = (tuple(args), {}) if isinstance(args, list) else ((), args)
         line.payload = encode_arguments(fields["name"], positional, named)
-        for key in ("after", "after_settled"):
-            ids = fields.get(key) or []
-            fields[key] = [ids] if isinstance(ids, str) else ids
-            if not isinstance(fields[key], list) or not all(isinstance(item, str) for item in fields[key]):
-                raise LineError(f'"{key}" is a list of task ids and "@ref"s')
-        line.fields = fields
-        if not fields.get("key"):
-            line.id = new_task_id()
     except CrdtSyncError as error:  # arguments that cannot travel
         line.fail(LineError(str(error), error.code))
     except LineError as error:
         line.fail(error)
+    else:
+        line.fields = fields
+        if not fields.get("key"):
+            line.id = new_task_id()
     return line
+
+
+def _fields(text: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise LineError(f"not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise LineError("an object is needed")
+    for key in fields:
+        if key not in LINE_KEYS:
+            close = get_close_matches(key, LINE_KEYS, n=1)
+            raise LineError(f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    if not isinstance(fields.get("name"), str) or not fields["name"]:
+        raise LineError('"name" says which task; it is missing')
+    if fields.get("partition") == "quorum":
+        raise LineError("partition quorum needs leases, which are not built yet", "not_implemented")
+    if not isinstance(fields.get("args") or {}, dict | list):
+        raise LineError('"args" is an object of keyword arguments or a list')
+    for key in ("after", "after_settled"):
+        ids = fields.get(key) or []
+        fields[key] = [ids] if isinstance(ids, str) else ids
+        if not isinstance(fields[key], list) or not all(isinstance(item, str) for item in fields[key]):
+            raise LineError(f'"{key}" is a list of task ids and "@ref"s')
+    return fields
 
 
 def link(lines: list[Line]) -> dict[str, int]:
@@ -196,7 +216,7 @@ async def _submit(client: Client, lines: list[Line], batch: list[Line], refs: di
     try:
         answers = await client.request(Submit(specs=tuple(specs)))
     except CrdtSyncError as error:
-        if not error.definite or error.exit_code == 69:  # noqa: PLR2004 - nobody there: the rest fails as well
+        if not error.definite or error.exit_code == 69:
             raise
         for line in sent:
             line.fail(LineError(str(error), error.code))

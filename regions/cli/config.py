@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from regions.cli.options import config_option, output_option
+from regions.cli.options import config_option, examples, output_option
 
 
 @click.group()
@@ -14,18 +14,17 @@ def config() -> None:
     """Show and check a node's configuration."""
 
 
-@config.command()
+@config.command(
+    epilog=examples(
+        "crdtsync config show --config eu.toml --origin",
+        "CRDTSYNC_LOST_AFTER_MS=5000 crdtsync config show --config eu.toml -o json",
+    ),
+)
 @config_option
 @click.option("--origin", is_flag=True, help="Say where each value comes from.")
 @output_option
-def show(config_file: Path | None, origin: bool, output: str) -> None:
-    """Print the configuration that a node would run with.
-
-    \b
-    Examples:
-      crdtsync config show --config eu.toml --origin
-      CRDTSYNC_LOST_AFTER_MS=5000 crdtsync config show --config eu.toml -o json
-    """
+def show(*, config_file: Path | None, origin: bool, output: str) -> None:
+    """Print the configuration that a node would run with."""
     from regions.cli.output import print_record, print_rows
     from regions.config import flat, load
 
@@ -38,16 +37,15 @@ def show(config_file: Path | None, origin: bool, output: str) -> None:
     print_rows(rows, ["key", "value", "origin"], output)
 
 
-@config.command()
+@config.command(
+    epilog=examples(
+        "crdtsync config check --config eu.toml",
+    ),
+)
 @config_option
 @output_option
 def check(config_file: Path | None, output: str) -> None:
-    """Exit 0 if the configuration is sound, 78 with every problem if not.
-
-    \b
-    Example:
-      crdtsync config check --config eu.toml
-    """
+    """Exit 0 if the configuration is sound, 78 with every problem if not."""
     from regions.cli.output import print_json, print_message
     from regions.config import load
 

@@ -21,7 +21,7 @@ def conflict() -> None:
 @conflict.command("list")
 @click.option("--limit", type=click.IntRange(min=0), default=0, help="At most so many; 0: all.")
 @node_options
-def list_(limit: int, node: str, output: str) -> None:
+def list_(*, limit: int, node: str, output: str) -> None:
     """List conflicts: the rule that decided each, who won, and what was undone."""
     from regions.cli.session import ask
 
@@ -31,7 +31,7 @@ def list_(limit: int, node: str, output: str) -> None:
 @conflict.command()
 @click.argument("id")
 @node_options
-def show(id: str, node: str, output: str) -> None:  # noqa: A002
+def show(*, id: str, node: str, output: str) -> None:  # noqa: A002
     """Show one conflict with both sides and what its rule decided by."""
     from regions.cli.session import ask
 

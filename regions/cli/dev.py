@@ -6,10 +6,15 @@ from pathlib import Path
 
 import click
 
-from regions.cli.options import SECONDS, output_option
+from regions.cli.options import SECONDS, examples, output_option
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "crdtsync dev --app shop.py:app --regions eu,us,ap",
+        "crdtsync dev --app my.shop:app --data ./data --ready-file ready.json",
+    ),
+)
 @click.option("--app", required=True, metavar="FILE_OR_MODULE:NAME", help="The app: shop.py:app or my.shop:app.")
 @click.option("--regions", default="eu,us,ap", show_default=True, help="Names of the regions, with commas.")
 @click.option("--data", type=click.Path(file_okay=False, path_type=Path), help="Keep data here; else it is temporary.")
@@ -30,6 +35,7 @@ from regions.cli.options import SECONDS, output_option
 )
 @output_option
 def dev(
+    *,
     app: str,
     regions: str,
     data: Path | None,
@@ -44,11 +50,6 @@ def dev(
 
     A region is not restarted while DATA/<region>.hold exists. --node URL of the printed lines
     talks to a region.
-
-    \b
-    Examples:
-      crdtsync dev --app shop.py:app --regions eu,us,ap
-      crdtsync dev --app my.shop:app --data ./data --ready-file ready.json
     """
     from crdtsync.identifiers import is_region
     from regions.cli.output import print_json_line, print_message

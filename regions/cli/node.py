@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from regions.cli.options import config_option, output_option
+from regions.cli.options import config_option, examples, output_option
 
 
 @click.group()
@@ -14,18 +14,17 @@ def node() -> None:
     """Run a node: one per region."""
 
 
-@node.command()
+@node.command(
+    epilog=examples(
+        "crdtsync node run --config eu.toml",
+        "CRDTSYNC_REGION=eu CRDTSYNC_DATA_DIR=/var/lib/crdtsync crdtsync node run",
+    ),
+)
 @config_option
 @output_option
 @click.option("--supervisor", type=int, hidden=True, help="End with this process.")
-def run(config_file: Path | None, output: str, supervisor: int | None) -> int:
-    """Run a node until SIGTERM or Ctrl-C; a second signal does not wait for handlers.
-
-    \b
-    Examples:
-      crdtsync node run --config eu.toml
-      CRDTSYNC_REGION=eu CRDTSYNC_DATA_DIR=/var/lib/crdtsync crdtsync node run
-    """
+def run(*, config_file: Path | None, output: str, supervisor: int | None) -> int:
+    """Run a node until SIGTERM or Ctrl-C; a second signal does not wait for handlers."""
     from regions import config
     from regions.cli.output import print_json_line, print_message
     from regions.lifeline import end_with

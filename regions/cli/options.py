@@ -118,5 +118,10 @@ def keyword_arguments(pairs: Iterable[tuple[str, str]], as_json: str | None) -> 
     return arguments
 
 
+def examples(*lines: str) -> str:
+    """Example command lines as the epilog of a command's help; the mark keeps click from joining them."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
 def milliseconds(seconds: float | None) -> int:
     return round((seconds or 0) * 1_000)

@@ -105,8 +105,7 @@ def wants_json(arguments: Sequence[str]) -> bool:
     """Whether `-o json` is among the arguments; errors are reported before and after they are parsed."""
     pairs = zip(arguments, [*arguments[1:], ""], strict=True)
     return any(
-        (name in ("-o", "--output") and value == "json") or name in ("-ojson", "--output=json")
-        for name, value in pairs
+        (name in ("-o", "--output") and value == "json") or name in ("-ojson", "--output=json") for name, value in pairs
     )
 
 

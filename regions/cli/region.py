@@ -7,7 +7,7 @@ from typing import Final
 import click
 
 from crdtsync import commands
-from regions.cli.options import REGION, node_options
+from regions.cli.options import REGION, examples, node_options
 from regions.cli.output import print_record, print_rows
 
 REGION_COLUMNS: Final = ("region", "self", "status", "behind", "rtt_ms", "offset_ms", "digest")
@@ -20,7 +20,7 @@ def region() -> None:
 
 @region.command("list")
 @node_options
-def list_(node: str, output: str) -> None:
+def list_(*, node: str, output: str) -> None:
     """List the regions: whom this one reaches, how far behind each is, whether digests agree.
 
     A peer's row is as last heard from it.
@@ -41,17 +41,17 @@ def links(node: str, output: str) -> None:
     print_rows(rows, columns, output, empty="this region is alone: its configuration names no other member")
 
 
-@region.command()
+@region.command(
+    epilog=examples(
+        "crdtsync region cut us ap",
+    ),
+)
 @click.argument("regions", type=REGION, nargs=-1)
 @node_options
 def cut(regions: tuple[str, ...], node: str, output: str) -> None:
     """Drop and refuse links to REGIONS (none: all others) until healed. For game days.
 
     Kept across a restart of the node; links between other pairs stay as they are.
-
-    \b
-    Example:
-      crdtsync region cut us ap
     """
     from regions.cli.session import ask
 

@@ -17,6 +17,8 @@ def ask(node: str, command: Command, *, timeout_s: float | None = None) -> Any:
     """Send one command and return its answer.
 
     Args:
+        node: The URL of the node.
+        command: What to ask.
         timeout_s: How long to wait for the answer; None for as long as the connection lives.
 
     Raises:

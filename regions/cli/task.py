@@ -12,6 +12,7 @@ from regions.cli.options import (
     SECONDS,
     STATES,
     TASK_ID,
+    examples,
     keyword_arguments,
     milliseconds,
     node_options,
@@ -27,7 +28,14 @@ def task() -> None:
     """Submit tasks, follow them, steer them."""
 
 
-@task.command()
+@task.command(
+    epilog=examples(
+        "crdtsync task submit charge --arg order=A17 --arg cents=1250 --key A17",
+        'crdtsync task submit report --args-json \'{"day": "2026-11-22"}\' --delay 60',
+        "crdtsync task submit ship --after 0198c0d2... --region spread --wait --timeout 30",
+        "generate-orders | crdtsync task submit --from -",
+    ),
+)
 @click.argument("name", required=False)
 @click.option("--arg", "pairs", type=PAIR, multiple=True, help="A keyword argument; the value is JSON if it parses.")
 @click.option("--args-json", metavar="JSON", help="All keyword arguments as one object.")
@@ -44,6 +52,7 @@ def task() -> None:
 @click.option("--timeout", type=SECONDS, metavar="S", help="With --wait: give up after so many seconds (exit 124).")
 @node_options
 def submit(
+    *,
     name: str | None,
     pairs: tuple[tuple[str, str], ...],
     args_json: str | None,
@@ -66,13 +75,6 @@ def submit(
     Lines of --from are objects: name, args, key, queue, priority, delay, after, region, partition,
     label, ref. `after` may name "@ref"s of the same file. One JSON line is printed per input line,
     in order: {"id", "created"} or {"line", "error"}; exit 1 if any failed.
-
-    \b
-    Examples:
-      crdtsync task submit charge --arg order=A17 --arg cents=1250 --key A17
-      crdtsync task submit report --args-json '{"day": "2026-11-22"}' --delay 60
-      crdtsync task submit ship --after 0198c0d2... --region spread --wait --timeout 30
-      generate-orders | crdtsync task submit --from -
     """
     if source is not None:
         if name is not None or pairs or args_json is not None or wait:
@@ -120,22 +122,22 @@ def accepted(answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-@task.command("list")
+@task.command(
+    "list",
+    epilog=examples(
+        "crdtsync task list --state waiting",
+        "crdtsync task list --label batch=7 --limit 0 -o json",
+    ),
+)
 @click.option("--state", type=click.Choice(STATES), help="Only tasks in this state.")
 @click.option("--queue", help="Only tasks of this queue.")
 @click.option("--label", type=PAIR, help="Only tasks with this label, key=value.")
 @click.option("--limit", type=click.IntRange(min=0), default=100, show_default=True, help="At most so many; 0: all.")
 @node_options
 def list_(
-    state: str | None, queue: str | None, label: tuple[str, str] | None, limit: int, node: str, output: str
+    *, state: str | None, queue: str | None, label: tuple[str, str] | None, limit: int, node: str, output: str
 ) -> None:
-    """List tasks, newest first.
-
-    \b
-    Examples:
-      crdtsync task list --state waiting
-      crdtsync task list --label batch=7 --limit 0 -o json
-    """
+    """List tasks, newest first."""
     from regions.cli.session import ask
 
     rows = ask(node, commands.ListTasks(state=state, queue=queue, label=label, limit=limit))
@@ -147,7 +149,7 @@ def list_(
 @task.command()
 @click.argument("id", type=TASK_ID)
 @node_options
-def show(id: bytes, node: str, output: str) -> None:  # noqa: A002
+def show(*, id: bytes, node: str, output: str) -> None:  # noqa: A002
     """Show one task: its state, attempts, result, conflicts, and what it waits for."""
     from regions.cli.session import ask
 
@@ -157,7 +159,7 @@ def show(id: bytes, node: str, output: str) -> None:  # noqa: A002
 @task.command()
 @click.argument("id", type=TASK_ID)
 @node_options
-def history(id: bytes, node: str, output: str) -> None:  # noqa: A002
+def history(*, id: bytes, node: str, output: str) -> None:  # noqa: A002
     """Show what happened to one task, event by event, in the order of their stamps."""
     from regions.cli.session import ask
 
@@ -169,7 +171,7 @@ def history(id: bytes, node: str, output: str) -> None:  # noqa: A002
 @task.command()
 @click.argument("id", type=TASK_ID)
 @node_options
-def explain(id: bytes, node: str, output: str) -> None:  # noqa: A002
+def explain(*, id: bytes, node: str, output: str) -> None:  # noqa: A002
     """Say why the task is where it is: why here, why waiting, why twice, who won by which rule.
 
     The first part is the same text on every region that holds the same commits; what only this
@@ -186,18 +188,17 @@ def explain(id: bytes, node: str, output: str) -> None:  # noqa: A002
         click.echo(f"\nAs this region sees it now:\n{answer['local']}")
 
 
-@task.command()
+@task.command(
+    epilog=examples(
+        "crdtsync task wait 0198c0d2... --timeout 30 -o json",
+    ),
+)
 @click.argument("id", type=TASK_ID)
 @click.option("--timeout", type=SECONDS, metavar="S", help="Give up after so many seconds (exit 124).")
 @click.option("--settled", is_flag=True, help="Wait until no later fact can change the outcome.")
 @node_options
-def wait(id: bytes, timeout: float | None, settled: bool, node: str, output: str) -> int:  # noqa: A002
-    """Wait for a task to end and print it. Exit 1 if it did not succeed, 124 if it did not end in time.
-
-    \b
-    Example:
-      crdtsync task wait 0198c0d2... --timeout 30 -o json
-    """
+def wait(*, id: bytes, timeout: float | None, settled: bool, node: str, output: str) -> int:  # noqa: A002
+    """Wait for a task to end and print it. Exit 1 if it did not succeed, 124 if it did not end in time."""
     return _wait_and_print(node, id, settled, timeout, output)
 
 
@@ -205,7 +206,7 @@ def wait(id: bytes, timeout: float | None, settled: bool, node: str, output: str
 @click.argument("id", type=TASK_ID)
 @click.option("--reason", default="", help="Why, for the history.")
 @node_options
-def cancel(id: bytes, reason: str, node: str, output: str) -> None:  # noqa: A002
+def cancel(*, id: bytes, reason: str, node: str, output: str) -> None:  # noqa: A002
     """Ask for a task to be cancelled. The answer says whether that came in time."""
     from regions.cli.session import ask
 
@@ -215,25 +216,24 @@ def cancel(id: bytes, reason: str, node: str, output: str) -> None:  # noqa: A00
 @task.command()
 @click.argument("id", type=TASK_ID)
 @node_options
-def requeue(id: bytes, node: str, output: str) -> None:  # noqa: A002
+def requeue(*, id: bytes, node: str, output: str) -> None:  # noqa: A002
     """Give a dead task its attempts again; it keeps its effects and checkpoints. Exit 4 unless it is dead."""
     from regions.cli.session import ask
 
     print_record(ask(node, commands.Requeue(task=id)), output)
 
 
-@task.command()
+@task.command(
+    epilog=examples(
+        "crdtsync task edit 0198c0d2... --priority 9 --label team=billing",
+    ),
+)
 @click.argument("id", type=TASK_ID)
 @click.option("--priority", type=click.IntRange(0, 9), help="0 to 9, higher first.")
 @click.option("--label", "labels", type=PAIR, multiple=True, help="Set a label; key= removes it.")
 @node_options
-def edit(id: bytes, priority: int | None, labels: tuple[tuple[str, str], ...], node: str, output: str) -> None:  # noqa: A002
-    """Change a task's priority or labels.
-
-    \b
-    Example:
-      crdtsync task edit 0198c0d2... --priority 9 --label team=billing
-    """
+def edit(*, id: bytes, priority: int | None, labels: tuple[tuple[str, str], ...], node: str, output: str) -> None:  # noqa: A002
+    """Change a task's priority or labels."""
     if priority is None and not labels:
         raise click.UsageError("nothing to change: give --priority or --label")
     from regions.cli.session import ask
@@ -250,5 +250,3 @@ def _wait_and_print(node: str, id_: bytes, settled: bool, timeout: float | None,
         return 0
     print_message(f"the task ended {record['state']}: crdtsync task explain {record['id']}")
     return EXIT_TASK_FAILED
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from regions.cli.options import SECONDS, node_options
+from regions.cli.options import SECONDS, examples, node_options
 
 
 @click.group()
@@ -12,7 +12,12 @@ def worker() -> None:
     """Run a worker: the process in which handlers run."""
 
 
-@worker.command()
+@worker.command(
+    epilog=examples(
+        "crdtsync worker run --app shop.py:app --node ws://127.0.0.1:7700",
+        "crdtsync worker run --app my.shop:app --queue payments --concurrency 4",
+    ),
+)
 @click.option("--app", required=True, metavar="FILE_OR_MODULE:NAME", help="The app: shop.py:app or my.shop:app.")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Attempts at once.")
 @click.option("--queue", "queues", multiple=True, help="Serve only this queue; may be repeated.")
@@ -27,6 +32,7 @@ def worker() -> None:
 @click.option("--supervisor", type=int, hidden=True, help="End with this process.")
 @node_options
 def run(
+    *,
     app: str,
     concurrency: int | None,
     queues: tuple[str, ...],
@@ -39,11 +45,6 @@ def run(
     """Run the handlers of an app for a node, until SIGTERM or Ctrl-C; then finish what runs.
 
     The app's folder is put on the import path.
-
-    \b
-    Examples:
-      crdtsync worker run --app shop.py:app --node ws://127.0.0.1:7700
-      crdtsync worker run --app my.shop:app --queue payments --concurrency 4
     """
     from regions.cli.apps import load_app
     from regions.cli.output import print_json_line

@@ -1,0 +1,64 @@
+"""From disk to a running replica: a new incarnation, what was known, and what came after it.
+
+Every start takes a new identity (incarnation and 64 random bits), so a restored or cloned disk
+never writes under an old one. Then the replica is built from the store's meta, the rows that can
+still move, and the commits beyond those that the rows are known to contain; folding one again is
+harmless, since facts join.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from crdtsync.clock import Now
+from crdtsync.identifiers import DEFAULT_DOMAIN, RegionId, TaskId, writer_id
+from crdtsync.replica import Replica
+from crdtsync.settings import Settings
+from regions.config import Config
+from regions.storage.store import Store
+
+
+def settings_of(config: Config, *, restored: bool = False) -> Settings:
+    """What the core is told of a node's configuration."""
+    return Settings(
+        cluster=config.cluster,
+        region=RegionId(config.region),
+        node=config.node_name,
+        members=tuple(RegionId(region) for region in config.regions),
+        lost_after_ms=config.lost_after_ms,
+        worker_lost_after_ms=config.worker_lost_after_ms,
+        heartbeat_ms=max(1, config.worker_lost_after_ms // 3),
+        heads_interval_ms=config.heads_interval_ms,
+        retention_ms=config.retention_s * 1_000,
+        history_bytes_max=config.history_limit_bytes,
+        trust_disk=not restored,
+    )
+
+
+async def recover(settings: Settings, store: Store, entropy: bytes, clock: Callable[[], Now]) -> Replica:
+    """Build this start's replica from an open store.
+
+    Args:
+        settings: Who this node is.
+        store: An open store.
+        entropy: 8 random bytes, drawn for this start alone.
+        clock: The time, asked again at the end: reading a long log takes a while.
+
+    Raises:
+        StorageError: The disk fails; try again, with new entropy.
+    """
+    incarnation = await store.next_incarnation()
+    writer = writer_id(settings.region, settings.node, incarnation, entropy)
+    replica = Replica(settings, writer, clock(), (await store.recover()).meta)
+    async for ids in store.known_ids(DEFAULT_DOMAIN):
+        replica.restore_known(TaskId(id_) for id_ in ids)
+    async for rows in store.live_rows(DEFAULT_DOMAIN):
+        replica.restore_rows(rows)
+    replica.restore_documents(await store.documents(DEFAULT_DOMAIN))
+    async for blobs in store.commits_beyond(DEFAULT_DOMAIN, replica.folded_heads):
+        replica.restore_commits(blobs)
+    for row in store.corrupt_rows():
+        facts = {"writer": row.writer, "number": row.number, "task": row.task.hex(), "name": row.name}
+        replica.corrupt(row.kind, **{key: value for key, value in facts.items() if value})
+    replica.start(clock())
+    return replica

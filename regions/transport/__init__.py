@@ -1,0 +1,1 @@
+"""Websockets between regions, and to clients and workers."""
