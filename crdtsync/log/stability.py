@@ -1,8 +1,8 @@
 """Causal stability: which commits every member has applied durably.
 
 Each member acknowledges the heads that it has applied and has on disk. An acknowledgement counts here once we have
-applied the giver's own commits up to the point at which it was given: only then have we seen everything that the giver
-could have written in ignorance of what it acknowledges. What every member's counting acknowledgement covers is stable:
+applied the giver's own commits up to the point at which it was given, those of its earlier incarnations included: only
+then have we seen everything that the giver could have written in ignorance of what it acknowledges. What every member's counting acknowledgement covers is stable:
 nothing concurrent to it can still appear.
 Wuu and Bernstein, "Efficient solutions to the replicated log and dictionary problems", PODC 1984; we keep one row of
 their matrix per member, and count rows late rather than shipping the matrix.
@@ -61,19 +61,31 @@ class Heard(NamedTuple):
     mono_ms: int  # when it was given, on this node's monotonic clock, as far as its reported age tells
 
 
+class _Pending(NamedTuple):
+    ack: Ack
+    own: tuple[tuple[WriterId, int], ...]  # the giver's commits, of every incarnation, that had been written by then
+
+    def counts(self, applied: Heads) -> bool:
+        return all(applied.has(writer, number) for writer, number in self.own)
+
+
 @dataclass(slots=True)
 class _Member:
     counting: Heads | None = None  # the join of all acknowledgements that counted; None before the first
-    first: Ack | None = None
-    last: Ack | None = None
+    first: _Pending | None = None
+    last: _Pending | None = None
     latest: Heard | None = None
 
-    def usable(self, applied: Heads) -> Heads | None:
-        """What the pending acknowledgements allow to count now, and forget those that did."""
-        for ack in (self.last, self.first):  # the latest says more, and outlives an incarnation whose end is lost
-            if ack is not None and applied.has(ack.writer, ack.own_number):
-                self.first, self.last = (None, None) if ack is self.last else (self.last, None)
-                return ack.heads
+    def take_counting(self, applied: Heads) -> Heads | None:
+        """The heads of a pending acknowledgement that counts now, which is then no longer pending."""
+        if self.last is not None and self.last.counts(applied):
+            heads = self.last.ack.heads
+            self.first = self.last = None
+            return heads
+        if self.first is not None and self.first.counts(applied):
+            heads = self.first.ack.heads
+            self.first = self.last
+            return heads
         return None
 
 
@@ -108,9 +120,11 @@ class Stability:
                 member.latest = Heard(ack, mono_ms)
             return False
         member.latest = Heard(ack, mono_ms)
-        member.last = ack
-        if member.first is None:
-            member.first = ack
+        own = {writer: number for writer, number in ack.heads.items() if region_of(writer) == ack.member}
+        own[ack.writer] = max(ack.own_number, own.get(ack.writer, 0))
+        member.last = _Pending(ack, tuple(own.items()))
+        if member.first is None or member.first.ack.writer != ack.writer:
+            member.first = member.last  # what an earlier incarnation waited for may be lost with its disk
         self._settle(member)
         return True
 
@@ -142,7 +156,7 @@ class Stability:
         return {name: member.latest for name, member in self._members.items() if member.latest is not None}
 
     def _settle(self, member: _Member) -> None:
-        heads = member.usable(self._applied)
+        heads = member.take_counting(self._applied)
         if heads is not None:
             member.counting = heads if member.counting is None else member.counting.join(heads)
             self._recompute()

@@ -1,0 +1,154 @@
+"""Every field of every kind is checked: one wrong value at a time, refused with a word about it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+
+from crdtsync.errors import RemoteProtocolError
+from crdtsync.events import (
+    KIND_OF,
+    KINDS,
+    SIGNATURES,
+    Claimed,
+    Declared,
+    DocumentUpdated,
+    EffectRecorded,
+    Ended,
+    LabelEdited,
+    Offered,
+    Options,
+    PriorityEdited,
+    Requeued,
+    Submitted,
+    TermOpened,
+    Unknown,
+    Withdrawn,
+    WriterOpened,
+)
+from crdtsync.identifiers import EventId
+from crdtsync.log.shapes import check_events, plain_event
+from crdtsync.protocol.codec import decode, encode
+from tests.log_strategies import EU, OPTIONS, events, task
+
+ID = EventId(1, EU, 1, 0)
+SUBMITTED = Submitted(task(1), "charge", b"", "eu", "default", 5, 0, 0, "", 0, (), (), None, None, OPTIONS)
+CLAIMED = Claimed(task(1), 0, ID, None, False, (), (), 0)
+ENDED = Ended(task(1), ID, "ok", False, False, "", b"")
+DECLARED = Declared("charge", "shop", "default", 5, OPTIONS)
+
+
+def checked(event):
+    return check_events((decode(encode(plain_event(event)), bytes_max=1 << 20),))[0]
+
+
+@given(events)
+def test_checking_inverts_encoding(event):
+    assert checked(event) == event
+    assert type(checked(event)) is type(event)
+
+
+@given(events)
+def test_what_is_nested_comes_back_in_its_own_type(event):
+    for before, after in zip(event, checked(event), strict=True):
+        assert type(before) is type(after)
+        if type(before) is tuple:
+            assert list(map(type, before)) == list(map(type, after))
+
+
+def test_every_kind_has_a_signature_for_each_of_its_fields():
+    for kind, record in KINDS.items():
+        assert {len(signature) for signature in SIGNATURES[kind]} == {len(record._fields)}
+        assert KIND_OF[record] == kind
+
+
+def test_equal_options_share_one_object():
+    first, second = checked(SUBMITTED), checked(SUBMITTED._replace(task=task(2)))
+    assert first.options is second.options
+    assert type(first.options) is Options
+
+
+def test_a_cached_value_lets_no_other_type_pass_for_it():
+    """True == 1, so a cache of options alone would accept booleans once it had seen the numbers."""
+    checked(SUBMITTED._replace(options=OPTIONS._replace(attempts=1)))
+    with pytest.raises(RemoteProtocolError, match="options"):
+        checked(SUBMITTED._replace(options=OPTIONS._replace(attempts=True)))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        SUBMITTED._replace(task=b"short"),
+        SUBMITTED._replace(name=""),
+        SUBMITTED._replace(name=b"charge"),
+        SUBMITTED._replace(owner="Not a region"),
+        SUBMITTED._replace(priority=10),
+        SUBMITTED._replace(priority=-1),
+        SUBMITTED._replace(not_before_ms=-1),
+        SUBMITTED._replace(deadline_ms=2**53),
+        SUBMITTED._replace(generation=-1),
+        SUBMITTED._replace(labels=(("b", ""), ("a", ""))),
+        SUBMITTED._replace(labels=(("a", ""), ("a", ""))),
+        SUBMITTED._replace(labels=("ab",)),
+        SUBMITTED._replace(labels=(("a", 1),)),
+        SUBMITTED._replace(after=((b"short", True),)),
+        SUBMITTED._replace(after=((task(1), 1),)),
+        SUBMITTED._replace(after=(task(1),)),
+        SUBMITTED._replace(undoes=(task(1), ID)),
+        SUBMITTED._replace(undoes=(b"short", ID, b"")),
+        SUBMITTED._replace(undoes=(task(1), (1, 2), b"")),
+        SUBMITTED._replace(linked=b"short"),
+        SUBMITTED._replace(options=()),
+        SUBMITTED._replace(options=OPTIONS._replace(partition="maybe")),
+        SUBMITTED._replace(options=OPTIONS._replace(cancel="maybe")),
+        SUBMITTED._replace(options=OPTIONS._replace(timeout_ms=-1)),
+        SUBMITTED._replace(options=OPTIONS._replace(window_ms=2**53)),
+        SUBMITTED._replace(options=OPTIONS._replace(non_retryable=(1,))),
+        SUBMITTED._replace(options=OPTIONS._replace(non_retryable="ab")),
+        TermOpened(task(1), -1, None),
+        TermOpened(task(1), 0, ()),
+        Offered(task(1), 0, "eu", "boredom"),
+        Offered(task(1), 0, "", "drain"),
+        Offered(task(1), -1, "eu", "drain"),
+        Withdrawn(task(1), None),
+        CLAIMED._replace(term=-1),
+        CLAIMED._replace(token=-1),
+        CLAIMED._replace(submission=(1, EU, 1)),
+        CLAIMED._replace(submission=("1", EU, 1, 0)),
+        CLAIMED._replace(continues=(1, EU, 0, 0)),
+        CLAIMED._replace(continues=(1, "nobody", 1, 0)),
+        CLAIMED._replace(continues=(2**63, EU, 1, 0)),
+        CLAIMED._replace(continues=(1, EU, 1, 2**20)),
+        CLAIMED._replace(relies=("abcd",)),
+        CLAIMED._replace(relies=(7,)),
+        CLAIMED._replace(inputs=((task(1), None),)),
+        CLAIMED._replace(inputs=((b"short", ID),)),
+        EffectRecorded(task(1), ID, "charge", "key", b""),
+        ENDED._replace(outcome="perhaps"),
+        ENDED._replace(late=0),
+        Requeued(task(1), 0),
+        Requeued(task(1), -1),
+        PriorityEdited(task(1), 10, None),
+        PriorityEdited(task(1), 1, (1,)),
+        LabelEdited(task(1), "a", "b", b""),
+        DocumentUpdated(b"short", "notes", b""),
+        DECLARED._replace(name=""),
+        DECLARED._replace(priority=10),
+        DECLARED._replace(options=(1,)),
+        WriterOpened("nobody", 1, 0),
+        WriterOpened("", -1, 0),
+        WriterOpened("", 0, -1),
+        Unknown(65_536, ()),
+        Unknown(-1, ()),
+    ],
+    ids=lambda event: type(event).__name__,
+)
+def test_an_event_with_one_wrong_field_is_refused(event):
+    with pytest.raises(RemoteProtocolError):
+        checked(event)
+
+
+@pytest.mark.parametrize("plain", [None, 1, "ab", ((),), (1,), ("ab",), ((b"\x01",),), ((True,),), (("a",),), ((1,),)])
+def test_what_is_no_event_is_refused(plain):
+    with pytest.raises(RemoteProtocolError):
+        check_events(plain)
