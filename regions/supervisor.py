@@ -176,7 +176,7 @@ class Supervisor:
         """Start `child`, wait for its end, start it again."""
         environment = _environment()
         while not self.stopping.is_set():
-            while place.hold.exists():
+            while place.hold.exists():  # noqa: ASYNC110 - a file, not an event of ours
                 await asyncio.sleep(POLL_S)
             await child.start(environment)
             self._write_ready()
@@ -192,7 +192,7 @@ class Supervisor:
 
     async def _watch(self) -> None:
         """Write the ready-file once everything is up; `_keep` replaces it after each restart."""
-        while not await self._all_up():
+        while not await self._all_up():  # noqa: ASYNC110 - the state of other processes
             await asyncio.sleep(POLL_S)
         self.ready = True
         self._write_ready()
@@ -324,7 +324,7 @@ def _configure(plan: Plan, place: Place, places: list[Place]) -> None:
     ]
     write_atomically(place.config_file, "\n".join(lines) + "\n")
     supervisor = ["--supervisor", str(os.getpid())]
-    node = ["node", "run", "--config", str(place.config_file), *supervisor, "--quiet"]
+    node = ["node", "run", "--config", str(place.config_file), "--quiet", *supervisor]
     worker = ["worker", "run", "--app", plan.app, "--node", place.url, "--log-level", plan.log_level, *supervisor]
     if plan.concurrency is not None:
         worker += ["--concurrency", str(plan.concurrency)]

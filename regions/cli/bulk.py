@@ -25,6 +25,7 @@ from crdtsync.protocol.values import encode_arguments
 from regions.cli.output import print_json_line
 from regions.cli.session import talk
 from regions.client import Client
+from regions.submission import new_task_id
 
 BATCH_TASKS_MAX: Final = 500  # per request: one commit holds twice as many events
 BATCH_BYTES_MAX: Final = 1 << 20  # of payloads per request, well below the frame limit
@@ -93,13 +94,6 @@ def submit_lines(node: str, source: Iterable[bytes]) -> int:
 
     talk(node, conversation)
     return 1 if any(line.failed for line in lines) else 0
-
-
-def new_task_id() -> bytes:
-    """A fresh task id: a uuid7, so that ids sort by the time of their submission."""
-    from uuid_utils import uuid7
-
-    return uuid7().bytes
 
 
 def parse_line(number: int, text: bytes) -> Line:

@@ -22,8 +22,10 @@ def node() -> None:
 )
 @config_option
 @output_option
+@click.option("--restored", is_flag=True, help="The data is a copy or a backup: ask the peers before trusting it.")
+@click.option("--quiet", is_flag=True, help="Do not print the URLs.")
 @click.option("--supervisor", type=int, hidden=True, help="End with this process.")
-def run(*, config_file: Path | None, output: str, supervisor: int | None) -> int:
+def run(*, config_file: Path | None, output: str, restored: bool, quiet: bool, supervisor: int | None) -> int:
     """Run a node until SIGTERM or Ctrl-C; a second signal does not wait for handlers."""
     from regions import config
     from regions.cli.output import print_json_line, print_message
@@ -35,9 +37,11 @@ def run(*, config_file: Path | None, output: str, supervisor: int | None) -> int
     loaded = config.load(config_file)
 
     def announce(url: str, peer_url: str) -> None:
+        if quiet:
+            return
         if output == "json":
             print_json_line({"region": loaded.config.region, "url": url, "peer_url": peer_url})
         else:
             print_message(f"{loaded.config.region}: clients and workers {url}, peers {peer_url}")
 
-    return run_node(loaded.config, announce)
+    return run_node(loaded.config, announce, restored=restored)

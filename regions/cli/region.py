@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -36,9 +36,7 @@ def links(node: str, output: str) -> None:
     """List this node's links to the other regions."""
     from regions.cli.session import ask
 
-    rows = ask(node, commands.ListLinks())
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    print_rows(rows, columns, output, empty="this region is alone: its configuration names no other member")
+    _print_links(ask(node, commands.ListLinks()), output)
 
 
 @region.command(
@@ -55,7 +53,7 @@ def cut(regions: tuple[str, ...], node: str, output: str) -> None:
     """
     from regions.cli.session import ask
 
-    print_record(ask(node, commands.CutLinks(regions=regions)), output)
+    _print_links(ask(node, commands.CutLinks(regions=regions)), output)
 
 
 @region.command()
@@ -65,7 +63,7 @@ def heal(regions: tuple[str, ...], node: str, output: str) -> None:
     """Allow links to REGIONS again (none: to all)."""
     from regions.cli.session import ask
 
-    print_record(ask(node, commands.HealLinks(regions=regions)), output)
+    _print_links(ask(node, commands.HealLinks(regions=regions)), output)
 
 
 @region.command()
@@ -76,3 +74,8 @@ def drain(off: bool, node: str, output: str) -> None:
     from regions.cli.session import ask
 
     print_record(ask(node, commands.Drain(off=off)), output)
+
+
+def _print_links(rows: list[dict[str, Any]], output: str) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    print_rows(rows, columns, output, empty="this region is alone: its configuration names no other member")

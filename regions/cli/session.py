@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from crdtsync.commands import Command
+from crdtsync.commands import ClientCommand
 from crdtsync.errors import WaitTimeoutError
 from regions.client import Client
 
 _Answer = TypeVar("_Answer")
 
 
-def ask(node: str, command: Command, *, timeout_s: float | None = None) -> Any:
+def ask(node: str, command: ClientCommand, *, timeout_s: float | None = None) -> Any:
     """Send one command and return its answer.
 
     Args:
@@ -38,20 +38,12 @@ def talk(
     """Run `conversation` over one connection to `node`, closed afterwards."""
 
     async def run() -> _Answer:
+        # The time to connect has a limit of its own: a node that is away is unreachable, not slow.
         async with Client(node) as client:
-            return await conversation(client)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    return await conversation(client)
+            except TimeoutError:
+                raise WaitTimeoutError(f"no answer within {timeout_s:g} s; the task goes on") from None
 
-    async def bounded() -> _Answer:
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await run()
-        except TimeoutError:
-            raise WaitTimeoutError(f"no answer within {timeout_s:g} s; the task goes on") from None
-
-    return asyncio.run(bounded())
-
-
-async def each(client: Client, command: Command) -> AsyncIterator[Any]:
-    """The answers to a command that has many."""
-    async for answer in client.stream(command):
-        yield answer
+    return asyncio.run(run())

@@ -87,8 +87,8 @@ def submit(
     if partition == "quorum":
         raise click.UsageError("--partition quorum needs leases, which are not built yet; use wait or takeover")
     from crdtsync.protocol.values import encode_arguments
-    from regions.cli.bulk import new_task_id
     from regions.cli.session import ask
+    from regions.submission import new_task_id
 
     spec = commands.TaskSpec(
         name=name,

@@ -46,9 +46,11 @@ def run(
 
     The app's folder is put on the import path.
     """
-    from regions.cli.apps import load_app
+    import asyncio
+
     from regions.cli.output import print_json_line
-    from regions.execution.worker import Worker
+    from regions.execution.registry import load_app
+    from regions.execution.worker import CONCURRENCY, Worker
     from regions.lifeline import end_with
     from regions.observability.logs import configure_logs
 
@@ -58,4 +60,11 @@ def run(
     loaded = load_app(app)
     if output == "json":
         print_json_line({"app": loaded.name, "node": node})
-    return _serve(Worker, loaded, node, concurrency, queues, drain_timeout)
+
+    async def serve() -> None:
+        await Worker(
+            loaded, node, concurrency=concurrency or CONCURRENCY, queues=queues, drain_grace=drain_timeout
+        ).run(signals=True)
+
+    asyncio.run(serve())
+    return 0

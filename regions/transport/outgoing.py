@@ -14,6 +14,8 @@ from typing import Final
 from websockets.asyncio.connection import Connection
 from websockets.exceptions import ConnectionClosed
 
+from crdtsync.errors import RemoteProtocolError
+
 CLOSE_GOING_AWAY: Final = 1001
 CLOSE_PROTOCOL: Final = 1002
 CLOSE_OVERLOADED: Final = 1013  # "try again later": a slow reader
@@ -106,3 +108,10 @@ class Outgoing:
 def clipped(reason: str) -> str:
     """A close reason as the protocol allows it."""
     return reason.encode()[:CLOSE_REASON_BYTES_MAX].decode(errors="ignore")
+
+
+def binary(frame: str | bytes) -> bytes:
+    """A frame's bytes. Raises RemoteProtocolError for a text frame, which nobody here speaks."""
+    if isinstance(frame, str):
+        raise RemoteProtocolError("a text frame stands where a binary one must")
+    return frame

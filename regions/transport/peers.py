@@ -27,7 +27,7 @@ from crdtsync.errors import RemoteProtocolError
 from crdtsync.identifiers import RegionId
 from regions.config import Config
 from regions.observability.logs import get_logger
-from regions.transport.outgoing import CLOSE_GOING_AWAY, CLOSE_PROTOCOL, Outgoing
+from regions.transport.outgoing import CLOSE_GOING_AWAY, CLOSE_PROTOCOL, Outgoing, binary
 from regions.transport.server import CLOSE_TIMEOUT_S, FRAMES_QUEUED_MAX, OPEN_TIMEOUT_S
 
 PATH: Final = "/peer"
@@ -240,9 +240,7 @@ class PeerLinks:
             async for frame in connection:
                 if self._links.get(peer) is not link:
                     break
-                if isinstance(frame, str):
-                    raise RemoteProtocolError("a text frame stands where a binary one must")
-                self._hearer.receive(peer, frame)
+                self._hearer.receive(peer, binary(frame))
             reason = connection.close_reason or reason
         except RemoteProtocolError as error:
             reason = str(error)

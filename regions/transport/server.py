@@ -25,7 +25,7 @@ from crdtsync.protocol import messages
 from crdtsync.protocol.messages import Expect
 from regions.config import Config
 from regions.observability.logs import get_logger
-from regions.transport.outgoing import CLOSE_GOING_AWAY, CLOSE_PROTOCOL, Outgoing
+from regions.transport.outgoing import CLOSE_GOING_AWAY, CLOSE_PROTOCOL, Outgoing, binary
 
 OPEN_TIMEOUT_S: Final = 5.0  # for the handshake, and again for the first frame
 FRAMES_QUEUED_MAX: Final = 2  # read ahead per connection; more would only hold memory
@@ -194,9 +194,7 @@ class GuestServer:
         guest.expect = Expect(opening.role)
         guest.outgoing.put(_item(greeting))
         async for frame in connection:
-            if isinstance(frame, str):
-                raise RemoteProtocolError("a text frame stands where a binary one must")
-            for request in messages.decode_frame(frame, guest.expect):
+            for request in messages.decode_frame(binary(frame), guest.expect):
                 self._take(guest, request.id, request.command)
 
     def _take(self, guest: Guest, request: int, command: Command) -> None:
