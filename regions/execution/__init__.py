@@ -1,0 +1,1 @@
+"""Where handlers run: the worker, its threads, and the loading of apps."""
