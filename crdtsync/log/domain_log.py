@@ -33,6 +33,7 @@ from crdtsync.identifiers import Domain, WriterId
 from crdtsync.log.commit import HASH_BYTES, NO_HASH, PREFIX_BYTES, Commit, commit_hash, decode_commit, seal
 from crdtsync.log.gap_buffer import GapBuffer
 from crdtsync.log.heads import Heads, RunningHeads, Span
+from crdtsync.log.shapes import checked_writer
 from crdtsync.log.verdicts import (
     Alarm,
     Distrust,
@@ -469,6 +470,50 @@ class DomainLog:
         if self.writer in self._streams or self.writer in self.quarantined:
             raise LocalProtocolError(f"{self.writer} wrote before: every start needs a new incarnation")
         self._changed.update(self._streams)
+
+    def adopt(self, state: Any) -> Heads:
+        """Go on from a peer's exported state, whose facts were joined into ours: everything up to there counts as applied.
+
+        Commits that were waiting and are covered by it are forgotten. Returns the heads that moved.
+
+        Raises:
+            CorruptLogError: If it is not such a state. The log is unchanged.
+        """
+        try:
+            version, domain, writers = state
+            checked = [(checked_writer(w), int(n), bytes(h), int(s)) for w, n, h, s in writers]
+            if version != STATE_VERSION or domain != self.domain or any(len(h) != HASH_BYTES for _, _, h, _ in checked):
+                raise CorruptLogError(f"a state of version {version!r}, domain {domain!r} cannot be adopted")
+        except (TypeError, ValueError, RemoteProtocolError) as error:
+            raise CorruptLogError(f"malformed log state: {error}") from error
+        moved: dict[WriterId, int] = {}
+        for writer, number, last_hash, stamp in checked:
+            if number <= self._applied.get(writer, 0) or writer == self.writer or writer in self.quarantined:
+                continue
+            stream = self._stream(writer)
+            while stream.ready and stream.ready[0].number <= number:
+                self._waiting_bytes -= len(stream.ready.popleft().blob)
+            self._gaps.discard(writer)  # what is still of use comes again behind the new heads
+            stream.deps_met = 0
+            stream.applied_hash, stream.applied_stamp = last_hash, stamp
+            if number >= self._have.get(writer, 0):
+                stream.have_hash, stream.have_stamp = last_hash, stamp
+                stream.hashes[number] = last_hash
+                self._known[last_hash] = None
+                self._have.advance(writer, number)
+            self._applied.advance(writer, number)
+            self._changed.add(writer)
+            moved[writer] = number
+            self._blocked.pop(writer, None)
+            self._absent.pop(writer, None)
+            if stream.ready:
+                self._examine(writer)
+            elif number < self._have[writer]:
+                self._absent[writer] = None
+            waiters = self._waiters.get(writer)
+            while waiters and waiters[0][0] <= number:
+                self._examine(heappop(waiters)[1])
+        return Heads(moved)
 
     def restore_commit(self, blob: bytes) -> Received:
         """Take a commit from our own disk: durable already. Then apply what `next_applicable` names, as ever.
