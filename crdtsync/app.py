@@ -71,9 +71,6 @@ class Retry:
         return tuple(k if isinstance(k, str) else f"{k.__module__}.{k.__qualname__}" for k in self.non_retryable)
 
 
-DEFAULT_RETRY: Final = Retry()
-
-
 @dataclass(frozen=True, slots=True)
 class Task:
     """One task of an app: the handler, and what the cluster is told about it."""
@@ -204,7 +201,7 @@ class App:
                 setattr(function, TASK_NAME, task_name)
             return function
 
-        policy = DEFAULT_RETRY if retry is None else retry
+        policy = Retry() if retry is None else retry
         if not isinstance(policy, Retry):
             raise ConfigError(f"retry={retry!r}: expected Retry(...), as in retry=Retry(attempts=5)")
         _check_range("priority", priority, 0, 9)
