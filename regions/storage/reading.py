@@ -210,10 +210,10 @@ def _domain(connection: sqlite3.Connection, domain: Domain) -> int:
 
 def _keys(connection: sqlite3.Connection, domain: int, filters: Filters, limit: int) -> list[tuple[int, bytes]]:
     """(created_ms, task) of the newest `limit` tasks that match, from indexes alone."""
-    if filters.conflicts_only or (filters.queue is None and filters.label is None):
+    if filters.conflicts_only:
         sql = statements.keys(filters, by_label=False)
         return connection.execute(sql, (domain, *statements.parameters(filters, by_label=False), limit)).fetchall()
-    # The other indexes are in order only for one state: ask for each, and merge.
+    # The other indexes are in order within one state: ask for each, and merge.
     found: list[tuple[int, bytes]] = []
     for state in [filters.state] if filters.state is not None else _states(connection, domain, filters):
         one = filters._replace(state=state)
@@ -225,12 +225,12 @@ def _keys(connection: sqlite3.Connection, domain: int, filters: Filters, limit: 
 
 
 def _states(connection: sqlite3.Connection, domain: int, filters: Filters) -> list[str]:
-    """The states that tasks of this label (or queue) are in: one index look-up per state."""
+    """The states that tasks of this label (else queue, else all) are in: an index look-up each."""
+    sql: str = statements.NEXT_STATE
+    values: tuple[str, ...] = ()
     if filters.label is not None:
-        sql: str = statements.NEXT_STATE_OF_LABEL
-        values: tuple[str, ...] = filters.label
-    else:
-        assert filters.queue is not None
+        sql, values = statements.NEXT_STATE_OF_LABEL, filters.label
+    elif filters.queue is not None:
         sql, values = statements.NEXT_STATE_OF_QUEUE, (filters.queue,)
     states: list[str] = []
     state = ""

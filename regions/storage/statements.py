@@ -106,6 +106,7 @@ _IN_QUEUE = """ AND EXISTS (SELECT 1 FROM tasks t INDEXED BY tasks_by_queue
     WHERE t.domain = l.domain AND t.queue = ? AND t.state = l.state
       AND t.created_ms = l.created_ms AND t.task = l.task)"""
 
+NEXT_STATE: Final = "SELECT min(state) FROM tasks WHERE domain = ? AND state > ?"
 NEXT_STATE_OF_QUEUE: Final = "SELECT min(state) FROM tasks WHERE domain = ? AND queue = ? AND state > ?"
 NEXT_STATE_OF_LABEL: Final = "SELECT min(state) FROM labels WHERE domain = ? AND label = ? AND value = ? AND state > ?"
 MANY_IN_QUEUE: Final = """
@@ -119,9 +120,9 @@ MANY_WITH_LABEL: Final = """
 def keys(filters: Filters, *, by_label: bool) -> str:
     """Text that selects (created_ms, task) of the tasks that match; `parameters` gives its values.
 
-    With a queue or a label the state must be given too (the caller asks once per state), because
-    only then does an index hold the answer in its order. `by_label` walks the label's entries and
-    looks each up in the queue, and the other way round.
+    But for conflicts the state must be given (the caller asks once per state), because only then
+    does an index hold the answer in its order. `by_label` walks the label's entries and looks each
+    up in the queue, and the other way round.
     """
     if by_label:
         where = " WHERE l.domain = ? AND l.label = ? AND l.value = ? AND l.state = ?"
@@ -133,10 +134,8 @@ def keys(filters: Filters, *, by_label: bool) -> str:
         index = "tasks_in_conflict"
     elif filters.queue is not None:
         index = "tasks_by_queue"
-    elif filters.state is not None:
-        index = "tasks_by_state"
     else:
-        index = "tasks_by_age"
+        index = "tasks_by_state"
     where += " AND t.queue = ?" if filters.queue is not None else ""
     where += " AND t.state = ?" if filters.state is not None else ""
     where += _HAS_LABEL if filters.label is not None else ""
