@@ -7,6 +7,7 @@ and whoever it is resumes from the log (peers), or asks again (clients, workers)
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -20,6 +21,8 @@ CLOSE_GOING_AWAY: Final = 1001
 CLOSE_PROTOCOL: Final = 1002
 CLOSE_OVERLOADED: Final = 1013  # "try again later": a slow reader
 CLOSE_REASON_BYTES_MAX: Final = 123  # RFC 6455: a close frame's reason
+CLOSE_TIMEOUT_S: Final = 1.0
+FLUSH_TIMEOUT_S: Final = 5.0  # for what is to be sent before a close
 ITEMS_MAX: Final = 4_096  # per frame: `messages.FRAME_MESSAGES_MAX`
 
 Pack = Callable[[Sequence[bytes]], bytes]  # several queued items as one frame
@@ -47,6 +50,7 @@ class Outgoing:
         self._flushed = asyncio.Event()
         self._flushed.set()
         self._closing: tuple[int, str] | None = None
+        self._abort: asyncio.TimerHandle | None = None
 
     def put(self, item: bytes) -> bool:
         """Queue one item. False when it does not fit any more: the connection is then being closed."""
@@ -68,6 +72,13 @@ class Outgoing:
             if not flush:
                 self._items.clear()
             self._wake.set()
+            # One that does not read can't be told: what is being sent to it would never end.
+            limit = FLUSH_TIMEOUT_S if flush else CLOSE_TIMEOUT_S
+            self._abort = asyncio.get_running_loop().call_later(limit, self._give_up)
+
+    def _give_up(self) -> None:
+        with contextlib.suppress(AttributeError):  # asyncio's, see `run`
+            self.connection.transport.abort()
 
     async def flushed(self) -> None:
         """Wait until nothing waits. Also returns when the connection has ended."""
@@ -85,9 +96,15 @@ class Outgoing:
                 self._flushed.set()
                 self._wake.clear()
                 await self._wake.wait()
-        except ConnectionClosed:
+        except (ConnectionClosed, OSError):
             pass
+        except AttributeError:
+            # asyncio: a transport that was closed with bytes to send, and has sent them, fails on abort().
+            if self.connection.transport is not None and not self.connection.transport.is_closing():
+                raise
         finally:
+            if self._abort is not None:
+                self._abort.cancel()
             self._items.clear()
             self.waiting_bytes = 0
             self._flushed.set()
