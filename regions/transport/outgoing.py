@@ -100,7 +100,7 @@ class Outgoing:
             pass
         except AttributeError:
             # asyncio: a transport that was closed with bytes to send, and has sent them, fails on abort().
-            if self.connection.transport is not None and not self.connection.transport.is_closing():
+            if not self.connection.transport.is_closing():
                 raise
         finally:
             if self._abort is not None:

@@ -64,10 +64,30 @@ def test_a_mistyped_command_is_a_usage_error_with_a_suggestion(capsys):
 
 def test_submit_sends_arguments_and_options(ask, node):
     code, out, _ = ask(
-        *('task submit charge --arg order=A17 --arg cents=1250 --arg deep={"a":[1]}'.split()),
-        *("--key K --queue q --priority 9 --delay 1.5 --region spread --partition wait --label a=b -o json".split()),
+        *(["task", "submit", "charge", "--arg", "order=A17", "--arg", "cents=1250", "--arg", 'deep={"a":[1]}']),
+        *(
+            [
+                "--key",
+                "K",
+                "--queue",
+                "q",
+                "--priority",
+                "9",
+                "--delay",
+                "1.5",
+                "--region",
+                "spread",
+                "--partition",
+                "wait",
+                "--label",
+                "a=b",
+                "-o",
+                "json",
+            ]
+        ),
     )
-    assert code == 0 and json.loads(out) == {"id": "0" * 32, "created": True}
+    assert code == 0
+    assert json.loads(out) == {"id": "0" * 32, "created": True}
     (spec,) = node.desk.commands[0].specs
     assert decode_arguments(spec.payload) == ([], {"order": "A17", "cents": 1250, "deep": {"a": [1]}})
     assert (spec.id, spec.key, spec.queue, spec.priority, spec.delay_ms) == (None, "K", "q", 9, 1500)
@@ -76,20 +96,23 @@ def test_submit_sends_arguments_and_options(ask, node):
 
 def test_args_json_is_an_object_that_args_add_to(ask, node):
     code, out, _ = ask("task", "submit", "charge", "--args-json", '{"a": 1, "b": null}', "--arg", "b=text")
-    assert code == 0 and out.endswith("  created\n")
+    assert code == 0
+    assert out.endswith("  created\n")
     assert decode_arguments(node.desk.commands[0].specs[0].payload) == ([], {"a": 1, "b": "text"})
     assert ask("task", "submit", "charge", "--args-json", "[1]")[0] == 2
 
 
 def test_quorum_is_refused_until_leases_exist(ask, node):
     code, _, err = ask("task", "submit", "charge", "--partition", "quorum")
-    assert code == 2 and "leases" in err
+    assert code == 2
+    assert "leases" in err
     assert not node.desk.commands
 
 
 def test_submit_and_wait_print_what_show_prints(ask):
     shown = ask("task", "show", ID, "-o", "json")
-    assert shown[0] == 0 and json.loads(shown[1]) == RECORD
+    assert shown[0] == 0
+    assert json.loads(shown[1]) == RECORD
     assert ask("task", "wait", ID, "-o", "json") == shown
     assert ask("task", "submit", "charge", "--wait", "-o", "json") == shown
 
@@ -97,13 +120,16 @@ def test_submit_and_wait_print_what_show_prints(ask):
 def test_waiting_for_a_task_that_failed_exits_1(ask, node):
     node.desk.answers[commands.Await] = RECORD | {"state": "dead"}
     code, out, err = ask("task", "wait", ID, "-o", "json")
-    assert code == 1 and json.loads(out)["state"] == "dead" and "ended dead" in err
+    assert code == 1
+    assert json.loads(out)["state"] == "dead"
+    assert "ended dead" in err
 
 
 def test_waiting_too_long_exits_124(ask, node):
     del node.desk.answers[commands.Await]
     code, out, err = ask("task", "wait", ID, "--timeout", "0.05")
-    assert (code, out) == (124, "") and "0.05 s" in err
+    assert (code, out) == (124, "")
+    assert "0.05 s" in err
 
 
 @pytest.mark.parametrize(
@@ -121,7 +147,8 @@ def test_errors_become_exit_codes(ask, node, error, code):
     node.desk.answers[commands.Describe] = error
     assert ask("task", "show", ID) == (code, "", "error: x\n")
     got = ask("task", "show", ID, "-o", "json")
-    assert got[:2] == (code, "") and json.loads(got[2])["error"]["code"] == error.code
+    assert got[:2] == (code, "")
+    assert json.loads(got[2])["error"]["code"] == error.code
 
 
 def test_a_node_that_is_not_there_is_unreachable(capsys, monkeypatch):
@@ -141,7 +168,8 @@ def test_no_node_is_a_usage_error(capsys, monkeypatch):
 
 def test_listings_are_one_array_or_a_table(ask, node):
     code, out, _ = ask("task", "list", "-o", "json", "--limit", "0", "--label", "a=b", "--state", "waiting")
-    assert code == 0 and json.loads(out) == [RECORD]
+    assert code == 0
+    assert json.loads(out) == [RECORD]
     assert node.desk.commands[0] == commands.ListTasks(state="waiting", label=("a", "b"), limit=0)
     code, out, _ = ask("region", "list")
     assert out.splitlines()[0].split() == ["REGION", "SELF", "STATUS", "BEHIND", "RTT", "MS", "OFFSET", "MS", "DIGEST"]
@@ -152,7 +180,8 @@ def test_empty_listings_say_so_on_stderr(ask, node):
     node.desk.answers[commands.ListTasks] = lambda _: []
     assert ask("task", "list", "-o", "json")[:2] == (0, "[]\n")
     code, out, err = ask("task", "list")
-    assert (code, out) == (0, "") and "no tasks match" in err
+    assert (code, out) == (0, "")
+    assert "no tasks match" in err
 
 
 def test_cut_names_regions(ask, node):
@@ -163,7 +192,8 @@ def test_cut_names_regions(ask, node):
 
 def test_an_id_that_is_none_is_a_usage_error(ask):
     code, _, err = ask("task", "show", "12")
-    assert code == 2 and "not a task id" in err
+    assert code == 2
+    assert "not a task id" in err
 
 
 # --from ------------------------------------------------------------------------------------------
@@ -186,7 +216,8 @@ def test_lines_are_answered_in_order_and_refs_resolved_both_ways(bulk, node):
         {"name": "charge", "ref": "charge", "args": [1, 2]},
         {"name": "notify", "after": "@charge"},
     )
-    assert code == 0 and len(answers) == 3
+    assert code == 0
+    assert len(answers) == 3
     sent = {spec.name: spec for command in node.desk.commands for spec in command.specs}
     order = [spec.name for command in node.desk.commands for spec in command.specs]
     assert order.index("charge") < order.index("ship")
@@ -200,7 +231,8 @@ def test_a_ref_to_a_keyed_line_waits_for_its_id(bulk, node):
     code, answers = bulk({"name": "a", "key": "K", "ref": "a"}, {"name": "b", "after": ["@a"]})
     assert code == 0
     first, second = node.desk.commands
-    assert first.specs[0].id is None and second.specs[0].after == (bytes(16),)
+    assert first.specs[0].id is None
+    assert second.specs[0].after == (bytes(16),)
     assert answers[0]["id"] == "0" * 32
 
 
@@ -223,7 +255,8 @@ def test_bad_lines_fail_alone_with_their_number_and_exit_1(bulk):
     assert [answer.get("line") for answer in answers] == [None, 2, 4, 5, 6, 7, 8, 9, 10, 11, None]
     assert "did you mean 'queue'" in answers[3]["error"]
     assert "@nobody" in answers[5]["error"] or "nobody" in answers[5]["error"]
-    assert answers[0]["created"] is True and answers[-1]["created"] is True
+    assert answers[0]["created"] is True
+    assert answers[-1]["created"] is True
 
 
 def test_what_depends_on_a_refused_line_is_refused(bulk, node):
@@ -235,7 +268,8 @@ def test_what_depends_on_a_refused_line_is_refused(bulk, node):
     code, answers = bulk({"name": "bad", "ref": "p", "key": "K"}, {"name": "child", "after": ["@p"]})
     assert code == 1
     assert answers[0] == {"line": 1, "error": "no such task", "code": "undeclared"}
-    assert answers[1]["line"] == 2 and "line 1" in answers[1]["error"]
+    assert answers[1]["line"] == 2
+    assert "line 1" in answers[1]["error"]
 
 
 # Cost --------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from crdtsync.errors import RemoteProtocolError
 from regions.config import Config
 from regions.transport import peers
 from regions.transport.peers import PeerLinks
+from tests.regions.polling import until
 
 
 class Hearer:
@@ -41,11 +42,6 @@ def run(scenario):
             await scenario()
 
     asyncio.run(bounded())
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 def free_port():

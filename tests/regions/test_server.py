@@ -26,6 +26,7 @@ from crdtsync.protocol.messages import (
 from regions.config import Limits
 from regions.transport.server import GuestServer
 from tests.regions.fake_desk import FakeDesk, config
+from tests.regions.polling import until
 
 HELLO = commands.WorkerHello(worker="w1", app="shop", tasks=(), credits=4)
 
@@ -53,7 +54,7 @@ async def serving(tmp_path, answers=None, **limits):
 
 @contextlib.asynccontextmanager
 async def opened(url, role="client"):
-    async with connect(url, compression=None, max_size=None, proxy=None) as socket:
+    async with connect(url, compression=None, max_size=None, proxy=None, close_timeout=0.2) as socket:
         await socket.send(encode_frame([Open(PROTOCOL_VERSION, role)]))
         (greeting,) = decode_frame(await socket.recv(), Expect.NODE)
         assert isinstance(greeting, Opened)
@@ -69,7 +70,7 @@ async def answers_of(socket, count):
 
 async def closing(socket):
     """How the other side ends the connection: code and reason."""
-    with pytest.raises(ConnectionClosed):
+    with contextlib.suppress(ConnectionClosed):
         while True:
             await socket.recv()
     return socket.close_code, socket.close_reason
@@ -107,7 +108,8 @@ def test_a_frame_that_breaks_the_protocol_ends_its_connection_and_no_other(tmp_p
             async with opened(url) as good, opened(url) as bad:
                 await bad.send(frame)
                 code, reason = await closing(bad)
-                assert code == 1002 and reason
+                assert code == 1002
+                assert reason
                 await good.send(encode_frame([ClientRequest(1, commands.Status())]))
                 assert await answers_of(good, 1) == [Response(1, {})]
             assert desk.server.refused_frames == 1
@@ -133,7 +135,8 @@ def test_strangers_get_no_further_than_the_first_frame(tmp_path):
             async with connect(url, proxy=None) as socket:
                 await socket.send(encode_frame([Open(0, "client")]))
                 (refusal,) = decode_frame(await socket.recv(), Expect.NODE)
-                assert isinstance(refusal, Refused) and "version 0" in refusal.error["message"]
+                assert isinstance(refusal, Refused)
+                assert "version 0" in refusal.error["message"]
             assert not desk.commands
 
     run(scenario)
@@ -167,7 +170,8 @@ def test_too_many_connections_and_requests_are_turned_away(tmp_path):
                 await socket.send(encode_frame([ClientRequest(1, commands.Status())]))
                 await socket.send(encode_frame([ClientRequest(2, commands.Status())]))
                 (answer,) = await answers_of(socket, 1)
-                assert answer.id == 2 and answer.error["code"] == "overloaded"
+                assert answer.id == 2
+                assert answer.error["code"] == "overloaded"
 
     run(scenario)
 
@@ -197,8 +201,7 @@ def test_what_a_client_still_waited_for_is_forgotten_with_it(tmp_path):
                 (answer,) = await answers_of(socket, 1)
                 assert answer.id == 3
                 assert len(desk.forgotten) == 1
-            while len(desk.forgotten) < 2:
-                await asyncio.sleep(0.01)
+            await until(lambda: not (len(desk.forgotten) < 2))
 
     run(scenario)
 
@@ -220,18 +223,15 @@ def test_a_long_listing_comes_in_parts(tmp_path):
 
 def test_a_slow_reader_is_closed_and_costs_a_bounded_queue(tmp_path):
     async def scenario():
-        async with serving(tmp_path, client_queue_bytes=1 << 20) as (desk, url):
-            async with opened(url) as socket:
-                await socket.send(encode_frame([ClientRequest(1, commands.Watch())]))
-                while not desk.commands:
-                    await asyncio.sleep(0.01)
-                socket.transport.pause_reading()
-                (guest,) = desk.server._guests
-                for _ in range(20_000):
-                    desk.server.reply(1, {"pad": "x" * 1_000}, None, final=False)
-                    assert guest.outgoing.waiting_bytes <= 1 << 20
-                while desk.server.connected:
-                    await asyncio.sleep(0.01)
+        async with serving(tmp_path, client_queue_bytes=1 << 20) as (desk, url), opened(url) as socket:
+            await socket.send(encode_frame([ClientRequest(1, commands.Watch())]))
+            await until(lambda: desk.commands)
+            socket.transport.pause_reading()
+            (guest,) = desk.server._guests
+            for _ in range(20_000):
+                desk.server.reply(1, {"pad": "x" * 1_000}, None, final=False)
+                assert guest.outgoing.waiting_bytes <= 1 << 20
+            await until(lambda: not (desk.server.connected))
 
     run(scenario)
 
@@ -255,26 +255,25 @@ def test_workers_hear_of_attempts_after_their_hello_and_their_end_is_told(tmp_pa
                 desk.server.run("w1", (assignment(),))
                 desk.server.run("nobody", (assignment(),))
                 (pushed,) = await answers_of(socket, 1)
-                assert isinstance(pushed, Assigned) and pushed.assignments[0].name == "charge"
-            while desk.commands[-1] != commands.WorkerGone(worker="w1"):
-                await asyncio.sleep(0.01)
+                assert isinstance(pushed, Assigned)
+                assert pushed.assignments[0].name == "charge"
+            await until(lambda: not (desk.commands[-1] != commands.WorkerGone(worker="w1")))
 
     run(scenario)
 
 
 def test_a_worker_that_connects_again_takes_its_place_without_being_lost(tmp_path):
     async def scenario():
-        async with serving(tmp_path, {commands.WorkerHello: {}}) as (desk, url):
-            async with opened(url, "worker") as old:
-                await old.send(encode_frame([WorkerRequest(1, HELLO)]))
-                await answers_of(old, 1)
-                async with opened(url, "worker") as new:
-                    await new.send(encode_frame([WorkerRequest(1, HELLO)]))
-                    await answers_of(new, 1)
-                    assert "again" in (await closing(old))[1]
-                    assert not any(isinstance(command, commands.WorkerGone) for command in desk.commands)
-                    desk.server.run("w1", (assignment(),))
-                    await answers_of(new, 1)
+        async with serving(tmp_path, {commands.WorkerHello: {}}) as (desk, url), opened(url, "worker") as old:
+            await old.send(encode_frame([WorkerRequest(1, HELLO)]))
+            await answers_of(old, 1)
+            async with opened(url, "worker") as new:
+                await new.send(encode_frame([WorkerRequest(1, HELLO)]))
+                await answers_of(new, 1)
+                assert "again" in (await closing(old))[1]
+                assert not any(isinstance(command, commands.WorkerGone) for command in desk.commands)
+                desk.server.run("w1", (assignment(),))
+                await answers_of(new, 1)
 
     run(scenario)
 
