@@ -63,29 +63,9 @@ def test_a_mistyped_command_is_a_usage_error_with_a_suggestion(capsys):
 
 
 def test_submit_sends_arguments_and_options(ask, node):
-    code, out, _ = ask(
-        *(["task", "submit", "charge", "--arg", "order=A17", "--arg", "cents=1250", "--arg", 'deep={"a":[1]}']),
-        *(
-            [
-                "--key",
-                "K",
-                "--queue",
-                "q",
-                "--priority",
-                "9",
-                "--delay",
-                "1.5",
-                "--region",
-                "spread",
-                "--partition",
-                "wait",
-                "--label",
-                "a=b",
-                "-o",
-                "json",
-            ]
-        ),
-    )
+    submit = ["task", "submit", "charge", "--arg", "order=A17", "--arg", "cents=1250", "--arg", 'deep={"a":[1]}']
+    how = ["--key", "K", "--queue", "q", "--priority", "9", "--delay", "1.5", "--label", "a=b"]
+    code, out, _ = ask(*submit, *how, "--region", "spread", "--partition", "wait", "-o", "json")
     assert code == 0
     assert json.loads(out) == {"id": "0" * 32, "created": True}
     (spec,) = node.desk.commands[0].specs

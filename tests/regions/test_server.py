@@ -163,7 +163,7 @@ def test_a_request_id_in_use_is_refused(tmp_path):
 
 def test_too_many_connections_and_requests_are_turned_away(tmp_path):
     async def scenario():
-        async with serving(tmp_path, connections=2, requests_per_connection=1) as (_, url):
+        async with serving(tmp_path, connections=2, requests_per_connection=1) as (_, url):  # noqa: SIM117
             async with opened(url) as socket, opened(url):
                 with pytest.raises(InvalidStatus):
                     await connect(url, proxy=None)
@@ -257,7 +257,7 @@ def test_workers_hear_of_attempts_after_their_hello_and_their_end_is_told(tmp_pa
                 (pushed,) = await answers_of(socket, 1)
                 assert isinstance(pushed, Assigned)
                 assert pushed.assignments[0].name == "charge"
-            await until(lambda: not (desk.commands[-1] != commands.WorkerGone(worker="w1")))
+            await until(lambda: desk.commands[-1] == commands.WorkerGone(worker="w1"))
 
     run(scenario)
 
