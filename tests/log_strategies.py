@@ -173,7 +173,7 @@ class History:
 
 
 @st.composite
-def histories(draw: st.DrawFn, writers_max: int = 4, steps_max: int = 24) -> History:
+def histories(draw: st.DrawFn, writers_max: int = 4, steps_max: int = 16) -> History:
     """Commits of several writers with their true causal pasts, kept beside the log as a witness."""
     names = [writer(f"r{n}") for n in range(draw(st.integers(1, writers_max)))]
     logs = {name: DomainLog(DEFAULT_DOMAIN, name) for name in names}
@@ -181,16 +181,18 @@ def histories(draw: st.DrawFn, writers_max: int = 4, steps_max: int = 24) -> His
     history = History()
     for step in range(draw(st.integers(1, steps_max))):
         who = draw(st.sampled_from(names))
-        if history.commits and draw(st.booleans()):
-            heard = draw(st.sampled_from(history.commits))  # with its past, as anti-entropy brings it
+        # Hears of some commits, usually recent ones, each with its past, as anti-entropy brings it; then writes.
+        for back in draw(st.lists(st.integers(1, 4), max_size=2)):
+            heard = history.commits[-back % len(history.commits)] if history.commits else None
+            if heard is None:
+                continue
             wanted = history.past[heard.writer, heard.number] | {(heard.writer, heard.number)}
             for commit in history.commits:
                 if (commit.writer, commit.number) in wanted:
                     deliver(logs[who], commit)
             seen[who] |= wanted
-        else:
-            commit = logs[who].append([expired(step)], stamp(step))
-            history.past[who, commit.number] = frozenset(seen[who])
-            seen[who].add((who, commit.number))
-            history.commits.append(commit)
+        commit = logs[who].append([expired(step)], stamp(step))
+        history.past[who, commit.number] = frozenset(seen[who])
+        seen[who].add((who, commit.number))
+        history.commits.append(commit)
     return history

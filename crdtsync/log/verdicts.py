@@ -100,7 +100,7 @@ class Alarm(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LogLimits:
-    """What one domain may keep in memory. Sizes are of encoded commits; decoded they take about ten times that."""
+    """What one domain may keep in memory. Sizes are of encoded commits; decoded they take some seven times that."""
 
     gap_commits_max: int = 4_096  # arrived before their predecessors; what overflows is pulled again
     gap_bytes_max: int = 8 << 20

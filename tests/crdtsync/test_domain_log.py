@@ -55,6 +55,13 @@ class TestAppending:
         assert third.deps == ((US, 1, answer.hash[:8]),)
         assert first.deps == ()
 
+    def test_what_an_own_commit_has_said_its_successor_does_not_repeat(self):
+        _, commits = chain(EU, 1)
+        us = log_of(US)
+        deliver(us, *commits)
+        assert us.append([expired()], stamp()).deps
+        assert us.append([expired()], stamp()).deps == ()
+
     def test_what_is_have_and_not_applied_is_no_dep(self):
         _, commits = chain(EU, 1)
         us = log_of(US)
@@ -109,6 +116,7 @@ class TestReceiving:
         assert log.hash_of(EU, 4) is None
         assert log.hash_of(EU, 5) == commits[4].hash
         assert log.receive(commits[0].blob, NOW).verdict is Verdict.DUPLICATE
+        assert len(log._known) == 2
 
     def test_bytes_that_are_no_commit_are_refused(self):
         log = log_of()
@@ -149,6 +157,18 @@ class TestCausality:
         assert deliver(log, second) == [second, answer]
         assert deliver(log, third) == [third]
         assert log.waiting() == ()
+
+    def test_each_commit_waits_for_its_own_deps(self):
+        _, (one, two) = chain(EU, 2)
+        us = log_of(US)
+        deliver(us, one)
+        first = us.append([expired()], stamp(10))
+        deliver(us, two)
+        second = us.append([expired()], stamp(11))
+        log = log_of()
+        assert deliver(log, one, first, second) == [one, first]
+        assert log.waiting() == (Waiting(US, 2, Wait.COMMIT, (EU, 2)),)
+        assert deliver(log, two) == [two, second]
 
     def test_the_same_commit_is_named_until_it_is_applied(self):
         _, commits = chain(EU, 2)
@@ -404,6 +424,18 @@ class TestMemory:
         with pytest.raises(CorruptLogError, match="damaged"):
             log.provide([b"\0"])
         assert log.provide([commits[1].blob]) == 1
+
+    def test_a_small_commit_does_not_slip_into_memory_past_a_large_one(self):
+        _, (key,) = chain(EU, 1)
+        us = log_of(US)
+        deliver(us, key)
+        commits = [us.append([expired()] * count, stamp(n)) for n, count in enumerate([1, 100, 1])]
+        log = log_of(waiting_bytes_max=1_000)
+        assert deliver(log, *commits, key) == [key, commits[0]]
+        log.mark_durable(log.have, log.applied)
+        assert log.needed() == (US, 2)
+        assert log.provide([commits[1].blob, commits[2].blob]) == 1
+        assert apply_all(log) == [commits[1]]
 
     def test_memory_stays_bounded_while_a_writer_waits(self):
         log, _, commits = self.blocked(200, waiting_bytes_max=2_000)

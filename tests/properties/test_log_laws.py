@@ -91,6 +91,7 @@ def test_the_applied_set_is_causally_closed_under_tiny_limits_and_restarts(histo
             state = log.export_state()
     assert log.applied == log.have == log.durable_applied
     assert log.applied.count() == len(history.commits)
+    assert log._waiting_bytes == log._gaps.bytes == log._gaps.commits == 0
 
 
 @given(histories(), st.data())
