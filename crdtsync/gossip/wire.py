@@ -1,0 +1,79 @@
+"""What gossip's parts share: who we are, what the host can be asked, and the way out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from crdtsync.effects import Disconnect, Effect, Notify, Send
+from crdtsync.gossip.peer import Link
+from crdtsync.gossip.settings import GossipSettings
+from crdtsync.identifiers import Domain, RegionId
+from crdtsync.log.domain_log import DomainLog
+from crdtsync.log.heads import Heads
+from crdtsync.log.stability import Stability
+from crdtsync.protocol.peer_messages import PeerMessage
+from crdtsync.protocol.session import Identity
+
+
+class GossipHost(Protocol):
+    """What gossip asks of the replica it belongs to. All of it is answered at once, from memory."""
+
+    def next_token(self) -> int:
+        """A token for a read, different from all others that the driver will answer."""
+        ...
+
+    def digest(self, domain: Domain) -> tuple[Heads, bytes]:
+        """The durable applied heads, and the digest of the state at exactly these; b"" when it is not known (a batch
+        is under way) or not to be compared (a snapshot is being taken in)."""
+        ...
+
+    def floor(self, domain: Domain) -> Heads:
+        """Up to where commits are dropped here."""
+        ...
+
+    def snapshot_state(self, domain: Domain) -> bytes:
+        """The log's state, declarations and documents, for `SnapshotDone.state` at a peer.
+
+        Called before rows are read. Its heads cover no more than the rows that are on disk now: flush first, or take
+        the heads that the rows are known to contain.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class Wire:
+    """The way out: effects in order, and counts of what passed."""
+
+    identity: Identity
+    settings: GossipSettings
+    logs: Mapping[Domain, DomainLog]
+    stability: Mapping[Domain, Stability]
+    host: GossipHost
+    effects: list[Effect] = field(default_factory=list)
+    counters: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def me(self) -> RegionId:
+        return self.identity.region
+
+    def send(self, link: Link, message: PeerMessage) -> int:
+        """One frame to the peer. Returns its size in bytes."""
+        frame = link.session.encode(message)
+        self.effects.append(Send(link.peer, frame))
+        self.counters["frames_sent"] += 1
+        self.counters["bytes_sent"] += len(frame)
+        return len(frame)
+
+    def send_data(self, link: Link, message: PeerMessage) -> None:
+        """One frame that costs credit."""
+        link.credit.spend(self.send(link, message))
+
+    def disconnect(self, link: Link, reason: str) -> None:
+        link.close_reason = reason
+        self.effects.append(Disconnect(link.peer, reason))
+
+    def notify(self, level: str, what: str, **facts: Any) -> None:
+        self.effects.append(Notify(level, what, facts))

@@ -1,0 +1,415 @@
+"""What two regions say to each other over their link.
+
+A frame is one CBOR array `[kind, number, field, ...]` of plain values. Frames are numbered from 1 in each direction of a
+link, so that a replayed frame is dropped and a lost one is noticed (`Session`). A kind's number and the order of its
+fields never change: new fields mean a new kind. A kind that this version does not know is counted and ignored, so that
+versions N and N+1 can talk; a known kind of another shape is an error of the peer.
+
+Bytes from outside never cause more than a `RemoteProtocolError`: size before decoding, then depth and plain types
+(`codec`), then the exact shape, then ranges. What a commit's bytes hold is not looked at here; that is `DomainLog`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from crdtsync.effects import TaskRow
+from crdtsync.errors import LocalProtocolError, RemoteProtocolError
+from crdtsync.events import Plain
+from crdtsync.identifiers import TASK_ID_BYTES, Domain, RegionId, TaskId, WriterId, is_region, is_writer
+from crdtsync.log.commit import COMMIT_BYTES_MAX, DOMAIN_CHARS_MAX
+from crdtsync.log.heads import NUMBER_MAX, Heads
+from crdtsync.protocol.codec import decode, encode
+
+PEER_PROTOCOL_VERSION: Final = 1
+FRAME_BYTES_MAX: Final = COMMIT_BYTES_MAX + (64 << 10)  # the largest commit must fit into a frame of its own
+FRAME_DEPTH_MAX: Final = 8  # a writer's pair in a delta in an acknowledgement in an answer in a frame has 6
+TEXT_CHARS_MAX: Final = 4_096  # names, labels and reasons; what a task's may be long is checked where it is accepted
+MEMBERS_MAX: Final = 64  # regions of one cluster; the design has a full mesh of up to 16 in mind
+DOMAINS_MAX: Final = 256
+VECTOR_ENTRIES_MAX: Final = 50_000  # of one vector in one frame: at 40 bytes each, three of them still fit
+RUN_COMMITS_MAX: Final = 65_536
+RUNS_MAX: Final = 4_096
+ROWS_MAX: Final = 4_096
+ROW_LABELS_MAX: Final = 1_024
+DIGEST_BYTES_MAX: Final = 64
+STATE_PIECE_BYTES_MAX: Final = 1 << 20
+
+
+class VectorDelta(NamedTuple):
+    """What changed in a vector since the last frame that carried it; number 0 removes an entry.
+
+    `full` says that the entries are the whole vector: the first time, and after frames were lost.
+    """
+
+    full: bool
+    entries: tuple[tuple[WriterId, int], ...]
+
+
+class Hello(NamedTuple):
+    """First frame in both directions."""
+
+    version: int
+    cluster: str
+    region: RegionId
+    writer: WriterId
+    features: int  # bits, design 7
+    members_version: int
+    domains: tuple[Domain, ...]
+    granted: int  # bytes of commits and rows that the receiver of this may send before the first `Credit`
+
+
+class HelloRefused(NamedTuple):
+    """Instead of a Hello, or in answer to one. The sender closes the link."""
+
+    reason: str  # a `Refusal` value
+    detail: str
+
+
+class HeadsHeard(NamedTuple):
+    """One domain's vectors at the sender, and how far it has read what the receiver sent it."""
+
+    domain: Domain
+    seen: int  # number of your last frame that I processed
+    missed: int  # how many of your frames before that never reached me
+    offset: int  # bytes of commits and rows that I sent you on this link, lost ones included
+    links: tuple[RegionId, ...]  # to whom else I have a link now
+    have: VectorDelta
+    applied: VectorDelta  # durable; `digest` is of the state here
+    floor: VectorDelta  # commits up to here are dropped: I cannot send them
+    digest: bytes  # b"" where it cannot be compared, as while a snapshot is being taken in
+
+
+class Run(NamedTuple):
+    """Commits of one writer without a gap, from number `first` on."""
+
+    writer: WriterId
+    first: int
+    blobs: tuple[bytes, ...]
+
+
+class Commits(NamedTuple):
+    domain: Domain
+    offset: int  # bytes of commits and rows sent on this link before this frame
+    runs: tuple[Run, ...]
+
+
+class Credit(NamedTuple):
+    granted: int  # in all, since the link opened: so a lost or repeated one does no harm
+
+
+class AckHeard(NamedTuple):
+    """A member's durable acknowledgement: at its own commit `number` of `writer` it had applied `heads`."""
+
+    domain: Domain
+    member: RegionId
+    writer: WriterId
+    number: int
+    heads: VectorDelta
+    age_ms: int  # since it was given, as far as the sender knows
+
+
+class Beat(NamedTuple):
+    """A sign of life: at its own monotonic time `beat` that incarnation of `region` was alive, `age_ms` ago."""
+
+    region: RegionId
+    incarnation: int
+    beat: int
+    age_ms: int
+
+
+class Ping(NamedTuple):
+    mono_ms: int  # the sender's clocks; the monotonic one is also its beat
+    wall_ms: int
+    seen: int  # as in HeadsHeard
+    missed: int
+    beats: tuple[Beat, ...]  # of others
+
+
+class Pong(NamedTuple):
+    """NTP's four times, but for the last, which is the reader's own."""
+
+    mono_ms: int  # echoed
+    wall_ms: int  # echoed
+    received_ms: int  # wall time at the answering side
+    sent_ms: int
+
+
+class MustSnapshot(NamedTuple):
+    """You lack commits of this domain that I have dropped: ask for a snapshot."""
+
+    domain: Domain
+    floor: tuple[tuple[WriterId, int], ...]
+
+
+class SnapshotRequest(NamedTuple):
+    domain: Domain
+
+
+class SnapshotChunk(NamedTuple):
+    domain: Domain
+    offset: int  # as in Commits
+    rows: tuple[TaskRow, ...]
+
+
+class SnapshotState(NamedTuple):
+    """A piece of the opaque state (log, declarations, documents) that goes with the rows."""
+
+    domain: Domain
+    offset: int
+    data: bytes
+
+
+class SnapshotEnd(NamedTuple):
+    domain: Domain
+    rows: int  # how many were sent, to notice a lost frame
+    state_bytes: int
+    until: tuple[tuple[WriterId, int], ...]  # rows may hold facts up to here: compare no digest before it is applied
+    floor: tuple[tuple[WriterId, int], ...]
+    digest: bytes  # of the sender's state at `until`
+
+
+class OwnHeadsQuestion(NamedTuple):
+    """What do you have of my region's writers, and what did I acknowledge to you last?"""
+
+
+class OwnHeads(NamedTuple):
+    domain: Domain
+    heads: tuple[tuple[WriterId, int], ...]  # of the asker's writers, durable at the sender
+    ack: tuple[WriterId, int, tuple[tuple[WriterId, int], ...]] | None
+
+
+class OwnHeadsAnswer(NamedTuple):
+    domains: tuple[OwnHeads, ...]
+
+
+class Bye(NamedTuple):
+    reason: str
+
+
+PeerMessage: TypeAlias = (
+    Hello
+    | HelloRefused
+    | HeadsHeard
+    | Commits
+    | Credit
+    | AckHeard
+    | Ping
+    | Pong
+    | MustSnapshot
+    | SnapshotRequest
+    | SnapshotChunk
+    | SnapshotState
+    | SnapshotEnd
+    | OwnHeadsQuestion
+    | OwnHeadsAnswer
+    | Bye
+)
+
+# Shapes ----------------------------------------------------------------------------------------------------------------
+# A check takes a decoded value and returns it as the message holds it, or raises RemoteProtocolError.
+
+Check: TypeAlias = Callable[[Any], Any]
+
+
+def _wrong(value: Any, wanted: str) -> RemoteProtocolError:
+    return RemoteProtocolError(f"expected {wanted}, got {type(value).__name__} {repr(value)[:64]}")
+
+
+def _uint(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= NUMBER_MAX:
+        raise _wrong(value, "a number from 0")
+    return value
+
+
+def _wall(value: Any) -> int:
+    """A clock may stand before 1970; nothing else here is ever negative."""
+    if type(value) is not int or not -NUMBER_MAX <= value <= NUMBER_MAX:
+        raise _wrong(value, "a wall time")
+    return value
+
+
+def _bool(value: Any) -> bool:
+    if type(value) is not bool:
+        raise _wrong(value, "a boolean")
+    return value
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str or len(value) > TEXT_CHARS_MAX:
+        raise _wrong(value, f"text of at most {TEXT_CHARS_MAX} characters")
+    return value
+
+
+def _region(value: Any) -> RegionId:
+    if type(value) is not str or not is_region(value):
+        raise _wrong(value, "a region")
+    return RegionId(value)
+
+
+def _writer(value: Any) -> WriterId:
+    if type(value) is not str or not is_writer(value):
+        raise _wrong(value, "a writer")
+    return WriterId(value)
+
+
+def _domain(value: Any) -> Domain:
+    if type(value) is not str or not 0 < len(value) <= DOMAIN_CHARS_MAX:
+        raise _wrong(value, "a domain")
+    return Domain(value)
+
+
+def _task(value: Any) -> TaskId:
+    if type(value) is not bytes or len(value) != TASK_ID_BYTES:
+        raise _wrong(value, f"an id of {TASK_ID_BYTES} bytes")
+    return TaskId(value)
+
+
+def _blob(bytes_max: int) -> Check:
+    def check(value: Any) -> bytes:
+        if type(value) is not bytes or len(value) > bytes_max:
+            raise _wrong(value, f"at most {bytes_max} bytes")
+        return value
+
+    return check
+
+
+def _many(item: Check, count_max: int) -> Check:
+    def check(value: Any) -> tuple[Any, ...]:
+        if type(value) is not tuple or len(value) > count_max:
+            raise _wrong(value, f"an array of at most {count_max}")
+        return tuple([item(each) for each in value])
+
+    return check
+
+
+def _fields(*checks: Check, into: Callable[..., Any] | None = None) -> Check:
+    def check(value: Any) -> Any:
+        if type(value) is not tuple or len(value) != len(checks):
+            raise _wrong(value, f"an array of {len(checks)}")
+        checked = [one(each) for one, each in zip(checks, value, strict=True)]
+        return into(*checked) if into else tuple(checked)
+
+    return check
+
+
+def _optional(item: Check) -> Check:
+    return lambda value: None if value is None else item(value)
+
+
+_payload = _blob(FRAME_BYTES_MAX)
+_digest = _blob(DIGEST_BYTES_MAX)
+_delta = _fields(_bool, _many(_fields(_writer, _uint), VECTOR_ENTRIES_MAX), into=VectorDelta)
+_run = _fields(_writer, _uint, _many(_payload, RUN_COMMITS_MAX), into=Run)
+_beat = _fields(_region, _uint, _uint, _uint, into=Beat)
+
+
+_UNNAMED: Final = Domain("")  # a row's domain stands once in its frame
+
+
+def _vector(value: Any) -> tuple[tuple[WriterId, int], ...]:
+    return Heads.from_wire(value).to_wire()  # type: ignore[return-value]  # same writers, checked
+
+
+_row = _fields(
+    _task,
+    _text,  # name
+    _text,  # queue
+    _text,  # state
+    _bool,  # settled
+    _bool,  # live
+    _text,  # owner
+    _wall,  # created_ms
+    _uint,  # conflicts
+    _many(_fields(_text, _text), ROW_LABELS_MAX),
+    _digest,
+    _payload,  # facts
+    into=lambda *fields: TaskRow(_UNNAMED, *fields),
+)
+_own_heads = _fields(_domain, _vector, _optional(_fields(_writer, _uint, _vector)), into=OwnHeads)
+
+KINDS: Final[dict[int, type[Any]]] = {
+    1: Hello,
+    2: HelloRefused,
+    3: HeadsHeard,
+    4: Commits,
+    5: Credit,
+    6: AckHeard,
+    7: Ping,
+    8: Pong,
+    9: MustSnapshot,
+    10: SnapshotRequest,
+    11: SnapshotChunk,
+    12: SnapshotState,
+    13: SnapshotEnd,
+    14: OwnHeadsQuestion,
+    15: OwnHeadsAnswer,
+    16: Bye,
+}
+KIND_OF: Final = {message: kind for kind, message in KINDS.items()}
+
+_domains = _many(_domain, DOMAINS_MAX)
+_regions = _many(_region, MEMBERS_MAX)
+_SHAPES: Final[dict[int, Check]] = {
+    1: _fields(_uint, _text, _region, _writer, _uint, _uint, _domains, _uint, into=Hello),
+    2: _fields(_text, _text, into=HelloRefused),
+    3: _fields(_domain, _uint, _uint, _uint, _regions, _delta, _delta, _delta, _digest, into=HeadsHeard),
+    4: _fields(_domain, _uint, _many(_run, RUNS_MAX), into=Commits),
+    5: _fields(_uint, into=Credit),
+    6: _fields(_domain, _region, _writer, _uint, _delta, _uint, into=AckHeard),
+    7: _fields(_uint, _wall, _uint, _uint, _many(_beat, MEMBERS_MAX), into=Ping),
+    8: _fields(_uint, _wall, _wall, _wall, into=Pong),
+    9: _fields(_domain, _vector, into=MustSnapshot),
+    10: _fields(_domain, into=SnapshotRequest),
+    11: _fields(_domain, _uint, _many(_row, ROWS_MAX), into=SnapshotChunk),
+    12: _fields(_domain, _uint, _blob(STATE_PIECE_BYTES_MAX), into=SnapshotState),
+    13: _fields(_domain, _uint, _uint, _vector, _vector, _digest, into=SnapshotEnd),
+    14: _fields(into=OwnHeadsQuestion),
+    15: _fields(_many(_own_heads, DOMAINS_MAX), into=OwnHeadsAnswer),
+    16: _fields(_text, into=Bye),
+}
+assert _SHAPES.keys() == KINDS.keys()
+
+
+class Frame(NamedTuple):
+    """A decoded frame. `message` is None when its kind is unknown to this version."""
+
+    kind: int
+    number: int
+    message: PeerMessage | None
+
+
+def encode_frame(number: int, message: PeerMessage) -> bytes:
+    """One frame.
+
+    Raises:
+        LocalProtocolError: If it is too large: what is gathered into one message must be bounded before.
+    """
+    fields: tuple[Plain, ...] = message
+    if type(message) is SnapshotChunk:
+        fields = (message.domain, message.offset, tuple(tuple(row)[1:] for row in message.rows))
+    frame = encode((KIND_OF[type(message)], number, *fields))
+    if len(frame) > FRAME_BYTES_MAX:
+        name = type(message).__name__
+        raise LocalProtocolError(f"a {name} of {len(frame)} bytes is over the limit of {FRAME_BYTES_MAX}")
+    return frame
+
+
+def decode_frame(data: bytes) -> Frame:
+    """Inverse of `encode_frame`.
+
+    Raises:
+        RemoteProtocolError: If `data` is not a frame, or one of a known kind with another shape.
+    """
+    plain = decode(data, bytes_max=FRAME_BYTES_MAX, depth_max=FRAME_DEPTH_MAX)
+    if type(plain) is not tuple or len(plain) < 2:
+        raise RemoteProtocolError("a frame is an array [kind, number, ...]")
+    kind, number = _uint(plain[0]), _uint(plain[1])
+    shape = _SHAPES.get(kind)
+    if shape is None:
+        return Frame(kind, number, None)
+    message: PeerMessage = shape(plain[2:])
+    if type(message) is SnapshotChunk:
+        message = message._replace(rows=tuple(row._replace(domain=message.domain) for row in message.rows))
+    return Frame(kind, number, message)

@@ -1,0 +1,250 @@
+"""One link to one peer region: its states as a table, its frame numbers, and who may speak at all.
+
+The session decides whether a frame may come now; what the frame means is gossip's. All transitions are in the table:
+the code below looks them up, and whatever the table does not name is a `RemoteProtocolError`, which closes the link.
+
+    CLOSED --connected--> GREETING --hello--> OPEN --close, bye, refused--> CLOSING --disconnected--> CLOSED
+
+Both sides send Hello at once and open when the other's has come; neither waits for an answer to its own.
+
+**Which link.** The session knows a peer by the region that the driver names, so the driver must know it before the first
+frame: the dialler says in its request who it is (`link_path`), the listener answers nothing before it has looked
+(`Gossip.allowed`), and both keep one link per region, by `keeps_new_link` when there are two. The Hello then repeats
+the region inside the protocol, where a certificate can be held against it.
+
+**Numbers.** Frames count from 1 on each link. A number at or below one already seen is a replay and is dropped; a
+number further ahead than the next means that frames were lost, which is counted and told to the peer. A websocket does
+neither, but proxies, simulators and half-written drivers do, and every delta-coded vector rests on knowing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from crdtsync.errors import RemoteProtocolError
+from crdtsync.identifiers import Domain, RegionId, WriterId, is_region, is_writer, region_of
+from crdtsync.protocol.peer_messages import (
+    PEER_PROTOCOL_VERSION,
+    Bye,
+    Hello,
+    HelloRefused,
+    PeerMessage,
+    decode_frame,
+    encode_frame,
+)
+
+
+class SessionState(StrEnum):
+    CLOSED = "closed"  #: No link.
+    GREETING = "greeting"  #: Our Hello is out, theirs has not come.
+    OPEN = "open"  #: Both Hellos were accepted.
+    CLOSING = "closing"  #: One side has ended it; what is still in flight is ignored until the driver says it is gone.
+
+
+class SessionEvent(StrEnum):
+    CONNECTED = "connected"  #: The driver has a link. If there was one, it has replaced it.
+    HELLO = "hello"  #: A Hello that we accept.
+    REFUSED = "refused"  #: The peer will not speak with us.
+    TRAFFIC = "traffic"  #: Any other frame of the protocol, of unknown kind too.
+    BYE = "bye"  #: The peer leaves.
+    CLOSE = "close"  #: We end it: a refusal, an error of theirs, a timeout, a cut.
+    DISCONNECTED = "disconnected"  #: The driver has no link any more.
+
+
+_S, _E = SessionState, SessionEvent
+TRANSITIONS: Final[dict[SessionState, dict[SessionEvent, SessionState]]] = {
+    _S.CLOSED: {
+        _E.CONNECTED: _S.GREETING,
+        _E.DISCONNECTED: _S.CLOSED,
+    },
+    _S.GREETING: {
+        _E.CONNECTED: _S.GREETING,
+        _E.HELLO: _S.OPEN,
+        _E.REFUSED: _S.CLOSING,
+        _E.BYE: _S.CLOSING,
+        _E.CLOSE: _S.CLOSING,
+        _E.DISCONNECTED: _S.CLOSED,
+    },
+    _S.OPEN: {
+        _E.CONNECTED: _S.GREETING,
+        _E.REFUSED: _S.CLOSING,  # our Hello can be refused after theirs was accepted here
+        _E.TRAFFIC: _S.OPEN,
+        _E.BYE: _S.CLOSING,
+        _E.CLOSE: _S.CLOSING,
+        _E.DISCONNECTED: _S.CLOSED,
+    },
+    _S.CLOSING: {
+        _E.CONNECTED: _S.GREETING,
+        _E.HELLO: _S.CLOSING,
+        _E.REFUSED: _S.CLOSING,
+        _E.TRAFFIC: _S.CLOSING,
+        _E.BYE: _S.CLOSING,
+        _E.CLOSE: _S.CLOSING,
+        _E.DISCONNECTED: _S.CLOSED,
+    },
+}
+assert TRANSITIONS.keys() == set(SessionState)
+
+
+class Refusal(StrEnum):
+    """Why a Hello is not accepted. The value travels."""
+
+    VERSION = "version"  #: Another protocol version.
+    CLUSTER = "cluster"  #: Another cluster's name: two clusters must never mix.
+    NOT_MEMBER = "not_member"  #: A region that is not in the member list.
+    IDENTITY = "identity"  #: Not the region that the link is to, or a writer of another region.
+    SAME_REGION = "same_region"  #: Another incarnation of this region is alive: an operator must say which stays.
+    SELF = "self"  #: A node that has dialled itself.
+    CUT = "cut"  #: An operator has cut the link (`region cut`). Passes.
+
+
+PASSING_REFUSALS: Final = frozenset({Refusal.CUT})  # dial again as after any failure; after the others, seldom
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a replica is towards its peers."""
+
+    cluster: str
+    region: RegionId
+    writer: WriterId
+    members: tuple[RegionId, ...]
+    domains: tuple[Domain, ...]
+    features: int = 0
+    members_version: int = 0
+
+    def hello(self, granted: int) -> Hello:
+        return Hello(
+            PEER_PROTOCOL_VERSION,
+            self.cluster,
+            self.region,
+            self.writer,
+            self.features,
+            self.members_version,
+            self.domains,
+            granted,
+        )
+
+    def refusal(self, hello: Hello, linked_to: RegionId) -> Refusal | None:
+        """Why not to speak with the sender of `hello`, who came over the link to `linked_to`; None if all is well.
+
+        The order matters: the first reason is the one that helps whoever reads it most.
+        """
+        if hello.version != PEER_PROTOCOL_VERSION:
+            return Refusal.VERSION
+        if hello.cluster != self.cluster:
+            return Refusal.CLUSTER
+        if hello.writer == self.writer:
+            return Refusal.SELF
+        if hello.region != region_of(hello.writer):
+            return Refusal.IDENTITY
+        if hello.region == self.region:
+            return Refusal.SAME_REGION
+        if hello.region not in self.members:
+            return Refusal.NOT_MEMBER
+        if hello.region != linked_to:
+            return Refusal.IDENTITY
+        return None
+
+
+class Session:
+    """State and frame numbers of the link to one peer. One object per link: a new link starts a new one."""
+
+    def __init__(self, peer: RegionId) -> None:
+        self.peer = peer
+        self.state = SessionState.CLOSED
+        self.hello: Hello | None = None  # theirs, once accepted
+        self.sent = 0  # number of our last frame
+        self.seen = 0  # number of their last frame processed
+        self.missed = 0  # frames of theirs that never came
+
+    def step(self, event: SessionEvent) -> None:
+        """Take `event` as the table says.
+
+        Raises:
+            RemoteProtocolError: If it is not legal now. The state is unchanged.
+        """
+        after = TRANSITIONS[self.state].get(event)
+        if after is None:
+            raise RemoteProtocolError(f"{event} is not allowed while {self.state}", state=self.state, event=event)
+        self.state = after
+
+    @property
+    def is_open(self) -> bool:
+        return self.state is SessionState.OPEN
+
+    def encode(self, message: PeerMessage) -> bytes:
+        """The next frame of this link."""
+        self.sent += 1
+        return encode_frame(self.sent, message)
+
+    def decode(self, data: bytes) -> tuple[SessionEvent, PeerMessage | None] | None:
+        """What a frame is to this session, and its message; None for a replay, which changes nothing.
+
+        The message is None if its kind is unknown to this version.
+
+        Raises:
+            RemoteProtocolError: If `data` is no frame. Nothing has changed.
+        """
+        frame = decode_frame(data)
+        if frame.number <= self.seen:
+            return None
+        self.missed += frame.number - self.seen - 1
+        self.seen = frame.number
+        return _EVENT_OF.get(type(frame.message), SessionEvent.TRAFFIC), frame.message
+
+
+_EVENT_OF: Final[dict[type, SessionEvent]] = {
+    Hello: SessionEvent.HELLO,
+    HelloRefused: SessionEvent.REFUSED,
+    Bye: SessionEvent.BYE,
+}
+
+
+# Which link stays ------------------------------------------------------------------------------------------------------
+
+
+class LinkName(NamedTuple):
+    """Both ends of a link and who dialled it, as the dialler's request says."""
+
+    dialler: RegionId
+    writer: WriterId  # the dialler's incarnation
+    dialled: RegionId
+
+
+LINK_PATH: Final = "/peer/1"
+
+
+def link_path(link: LinkName) -> str:
+    """The path of the request that opens a link: `/peer/1/<dialler's writer, '#' as '~'>/<dialled region>`."""
+    return f"{LINK_PATH}/{link.writer.replace('#', '~')}/{link.dialled}"
+
+
+def parse_link_path(path: str) -> LinkName:
+    """Inverse of `link_path`. Raises RemoteProtocolError."""
+    prefix, _, rest = path.partition(LINK_PATH + "/")
+    name, _, dialled = rest.rpartition("/")
+    writer = name.replace("~", "#")
+    if prefix or not is_writer(writer) or not is_region(dialled):
+        raise RemoteProtocolError(f"not the path of a link between regions: {path[:128]!r}")
+    return LinkName(region_of(writer), WriterId(writer), RegionId(dialled))
+
+
+def keeps_new_link(current: LinkName, new: LinkName, peer_writer: WriterId | None) -> bool:
+    """Whether of two links to one peer the new one stays; the other is closed. Both ends decide alike.
+
+    When both ends dial at once, the link dialled by the smaller region's name stays. But whoever dials again has given
+    its former link up, and a new incarnation has none: then the old link is dead, even if nobody noticed yet.
+
+    Args:
+        current: The link that is up.
+        new: The one that has just been opened, by either end.
+        peer_writer: The peer's incarnation on the current link, where its Hello has come (`Gossip.peer_writer`).
+    """
+    if new.dialler == current.dialler:
+        return True
+    if peer_writer is not None and new.dialler == region_of(peer_writer) and new.writer != peer_writer:
+        return True
+    return new.dialler < current.dialler
