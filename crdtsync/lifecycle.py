@@ -49,6 +49,8 @@ class Action(StrEnum):
     WITHDRAW = "withdraw"
     #: Take up an offer. Its receiver's.
     ACCEPT = "accept"
+    #: Own again what was offered and taken back, by a new term. The giver's, under `wait`.
+    RESUME = "resume"
     #: Change priority or labels. Anybody's.
     EDIT = "edit"
 
@@ -72,6 +74,7 @@ TRANSITIONS: Final[dict[TaskState, dict[Action, frozenset[TaskState]]]] = {
         _A.OFFER: _to(_S.WAITING),
         _A.WITHDRAW: _to(_S.WAITING),
         _A.ACCEPT: _to(_S.WAITING),
+        _A.RESUME: _to(_S.WAITING),
         _A.EDIT: _to(_S.WAITING),
     },
     _S.RUNNING: {
@@ -87,6 +90,7 @@ TRANSITIONS: Final[dict[TaskState, dict[Action, frozenset[TaskState]]]] = {
         _A.OFFER: _to(_S.RUNNING),
         _A.WITHDRAW: _to(_S.RUNNING),
         _A.ACCEPT: _to(_S.RUNNING),
+        _A.RESUME: _to(_S.RUNNING),
         _A.EDIT: _to(_S.RUNNING),
     },
     _S.CANCELLING: {
@@ -153,8 +157,8 @@ def refusal(
         case Action.EXPIRE:
             if view.owner != region:
                 return f"only its owner {view.owner} says that its deadline has passed"
-            if view.offer is not None:
-                return f"it is offered to {view.offer.region}"
+            if view.offer is not None or view.returning is not None:
+                return _offered(view)
             if not view.submitted.deadline_ms:
                 return "it has no deadline"
             return "it is expired already" if view.expired is not None else None
@@ -165,6 +169,8 @@ def refusal(
                 return f"it belongs to {view.owner}"
             if view.cancel is not None or view.asked is not None or view.expired is not None:
                 return "its end was asked for"
+            if view.submitted.options.partition == "wait" and (view.offer or view.returning):
+                return _offered(view)  # two receivers could both accept
             return _open_here(view, region)
         case Action.WITHDRAW:
             if view.offer is None or view.owner != region:
@@ -174,6 +180,9 @@ def refusal(
                 return "it is not offered to this region"
             if view.cancel is not None or view.asked is not None or view.expired is not None:
                 return "its end was asked for"
+        case Action.RESUME:
+            if view.returning is None or view.owner != region or view.offer is not None:
+                return "there is no offer that this region took back"
         case Action.CANCEL:
             if view.cancel is not None:
                 return "it is being cancelled already"
@@ -202,12 +211,19 @@ def _refusal_of_claim(view: TaskView, region: str, present: Collection[str]) -> 
         return "it has expired"
     if view.exhausted:
         return f"its attempts are used up: {view.failures} of {view.granted} failed, {view.lost} were lost"
-    if view.offer is not None:
-        return f"it is offered to {view.offer.region}"
+    if view.offer is not None or view.returning is not None:
+        return _offered(view)
     for attempt in view.attempts:
         if attempt.state is AttemptState.OPEN and (attempt.region == region or attempt.region in present):
             return f"attempt {attempt.number} runs in {attempt.region}"
     return None
+
+
+def _offered(view: TaskView) -> str:
+    if view.offer is not None:
+        return f"it is offered to {view.offer.region}"
+    assert view.returning is not None
+    return f"{view.returning.region} has not confirmed that it will not take up an offer that was taken back"
 
 
 def _refusal_of_term(view: TaskView, region: str) -> str | None:
@@ -272,7 +288,19 @@ def may_accept(view: TaskView, region: str | None = None) -> bool:
 
 def must_answer_cancel(view: TaskView, region: str) -> bool:
     """Under `wait`, whether the owner owes an answer to a cancel from elsewhere: a cancel of its own."""
-    return view.asked is not None and view.owner == region and view.offer is None and view.state not in ENDED
+    if view.asked is None or view.owner != region or view.state in ENDED:
+        return False
+    return view.offer is None and view.returning is None
+
+
+def may_resume(view: TaskView, region: str) -> bool:
+    """Under `wait`, whether an offer taken back stands between the owner and the task.
+
+    The owner may open the next term, naming `view.returning.offer`, once it holds an acknowledgement
+    by `view.returning.region` of the commit of `view.returning.withdrawal`, given at a point of that
+    member's log up to which it has applied: then the receiver saw the withdrawal and had not accepted.
+    """
+    return allowed(view, Action.RESUME, region)
 
 
 def outcome_known(view: TaskView) -> bool:

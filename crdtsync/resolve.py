@@ -37,6 +37,7 @@ from crdtsync.task_view import (
     AttemptView,
     CancelView,
     OfferView,
+    ReturnView,
     TaskState,
     TaskView,
     is_same_work,
@@ -68,11 +69,13 @@ def resolve(facts: Facts) -> TaskView:
     owner, term, term_id = submitted.owner, 0, None
     priority, labels = submitted.priority, submitted.labels
     answered: tuple[int, ...] = ()
-    cancel = asked = expired = offer = None
+    cancel = asked = expired = offer = returning = None
     if facts.rest:
         found = _sorted_out(facts)
         owner, term, term_id = owner_of(submitted, found[TermOpened])
         offer = offer_of(owner, term, found[Offered], found[Withdrawn])
+        if options.partition == "wait":
+            returning = returning_of(owner, term, found[Offered], found[Withdrawn])
         cancel, asked = cancel_of(facts, found)
         if cancel is not None and cancel.wins:
             winner = None
@@ -99,7 +102,7 @@ def resolve(facts: Facts) -> TaskView:
         TaskView,
         (state, submission, submitted, owner, term, term_id, attempts, winner, failures, lost,
          options.attempts * (1 + len(answered)), deaths, answered, streak, failed_at, priority, labels,
-         cancel, asked, expired, offer, ()),
+         cancel, asked, expired, offer, returning, ()),
     )  # fmt: skip
     if facts.rest or len(attempts) > 1 or len(submissions) > 1 or (attempts and len(facts.attempts[0].ends) > 1):
         conflicts = find_conflicts(facts, view)
@@ -110,7 +113,7 @@ def resolve(facts: Facts) -> TaskView:
 
 _UNKNOWN: Final = TaskView(
     TaskState.WAITING, None, None, "", 0, None, (), None, 0, 0, 0, 0, (), 0, None, PRIORITY_DEFAULT, (),
-    None, None, None, None, (),
+    None, None, None, None, None, (),
 )  # fmt: skip
 
 
@@ -171,6 +174,21 @@ def offer_of(
     if any(taken.offer == event_id for _, taken in withdrawn):
         return None
     return OfferView(event_id, RegionId(offer.region), offer.reason)
+
+
+def returning_of(
+    owner: str,
+    term: int,
+    offers: Sequence[tuple[EventId, Offered]],
+    withdrawn: Sequence[tuple[EventId, Withdrawn]],
+) -> ReturnView | None:
+    """The offer of the current term that its giver took back, if there is one; asked under `wait` only."""
+    for offer_id, offer in offers:
+        if offer.term == term and _region(offer_id.writer) == owner:
+            for event_id, taken in withdrawn:
+                if taken.offer == offer_id:
+                    return ReturnView(offer_id, event_id, RegionId(offer.region))
+    return None
 
 
 def cancel_wins(facts: Facts) -> bool:
@@ -286,29 +304,21 @@ def _labels_of(submitted: Submitted, edits: Iterable[tuple[EventId, LabelEdited]
 
 
 def reigns_of(facts: Facts, found: _Found) -> list[tuple[str, EventId, EventId | None]]:
-    """Who owned the task from which event until which: (region, opening, first offer that may be taken up).
+    """Who owned the task from which event until which: (region, opening, its first offer).
 
-    A reign ends, as far as a final word goes, where an offer goes out that was not taken back
-    before: its receiver may already own the task.
+    With its first offer an owner's word ceases to be final, for the receiver may own the task
+    already. If the offer comes to nothing, the giver opens a new term, and with it a new reign.
     """
     submission, submitted = facts.submissions[0]
     openings: dict[int, tuple[str, EventId]] = {0: (submitted.owner, submission)}
     for event_id, opened in found[TermOpened]:
         if opened.term not in openings:  # in stamp order: the smallest of each term
             openings[opened.term] = (_region(event_id.writer), event_id)
-    withdrawn = {taken.offer for _, taken in found[Withdrawn]}
-    accepted = {opened.offer for _, opened in found[TermOpened]}
-    reigns = []
-    for term, (region, opening) in sorted(openings.items()):
-        out = [
-            event_id
-            for event_id, offer in found[Offered]
-            if offer.term == term
-            and _region(event_id.writer) == region
-            and (event_id in accepted or event_id not in withdrawn)
-        ]
-        reigns.append((region, opening, min(out, default=None)))
-    return reigns
+    offers = [(offer.term, _region(event_id.writer), event_id) for event_id, offer in found[Offered]]
+    return [
+        (owner, opening, min((e for t, giver, e in offers if t == term and giver == owner), default=None))
+        for term, (owner, opening) in sorted(openings.items())
+    ]
 
 
 def _is_in_reign(event_id: EventId, reigns: Iterable[tuple[str, EventId, EventId | None]]) -> bool:

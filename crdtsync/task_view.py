@@ -79,6 +79,18 @@ class OfferView(NamedTuple):
     reason: str
 
 
+class ReturnView(NamedTuple):
+    """Under `wait`: an offer that was taken back and may have been taken up all the same.
+
+    Its giver starts nothing before it knows that the receiver has seen the withdrawal without
+    having accepted; then it opens the next term itself, naming the offer (decision 0004).
+    """
+
+    offer: EventId
+    withdrawal: EventId
+    region: RegionId  # whose word is waited for
+
+
 class Conflict(NamedTuple):
     """Facts of several regions that do not go together, and what became of them."""
 
@@ -114,6 +126,7 @@ class TaskView(NamedTuple):
     asked: EventId | None  # policy wait: a cancel from elsewhere that the owner has yet to answer
     expired: EventId | None
     offer: OfferView | None
+    returning: ReturnView | None
     conflicts: tuple[Conflict, ...]
 
     @property
