@@ -52,6 +52,7 @@ class Plan:
     lost_after_ms: int = 3_000
     concurrency: int | None = None
     log_level: str = "warning"
+    command: tuple[str, ...] = (sys.executable, "-m", "regions.cli")  # no shell, no wrapper: a pid is the process
 
 
 Announce = Callable[[str, str, str, Path], None]  # region, url, peer url, data
@@ -106,9 +107,6 @@ class Child:
     async def start(self, environment: dict[str, str]) -> None:
         self.started = time.monotonic()
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "regions.cli",
             *self.arguments,
             stdin=asyncio.subprocess.DEVNULL,
             env=environment,
@@ -324,8 +322,19 @@ def _configure(plan: Plan, place: Place, places: list[Place]) -> None:
     ]
     write_atomically(place.config_file, "\n".join(lines) + "\n")
     supervisor = ["--supervisor", str(os.getpid())]
-    node = ["node", "run", "--config", str(place.config_file), "--quiet", *supervisor]
-    worker = ["worker", "run", "--app", plan.app, "--node", place.url, "--log-level", plan.log_level, *supervisor]
+    node = [*plan.command, "node", "run", "--config", str(place.config_file), "--quiet", *supervisor]
+    worker = [
+        *plan.command,
+        "worker",
+        "run",
+        "--app",
+        plan.app,
+        "--node",
+        place.url,
+        "--log-level",
+        plan.log_level,
+        *supervisor,
+    ]
     if plan.concurrency is not None:
         worker += ["--concurrency", str(plan.concurrency)]
     place.node = Child(f"{place.region} node", node)
