@@ -88,7 +88,8 @@ class Duties:
         if view.open_attempts:
             self._dispatcher.watch_open(task, view)
             self._dispatcher.stop_unwanted(view)
-        task.duties = self._undo(task, view)
+        # An attempt of ours that still runs will end, and then be undone: until then the task stays.
+        task.duties = self._undo(task, view) or any(a.region == self._here.me for a in view.open_attempts)
         if self._dependencies.has_children(task.id):
             self._dependencies.parent_changed(task)
         self._watchers.changed(task)

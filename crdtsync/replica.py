@@ -16,7 +16,7 @@ Never raises for anything that comes from outside. Delegates to the parts: `log`
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from crdtsync import commands as c
@@ -30,6 +30,7 @@ from crdtsync.events import WriterOpened
 from crdtsync.identifiers import EventId, RegionId, TaskId, WriterId, incarnation_of, node_of, region_of
 from crdtsync.loader import Loader
 from crdtsync.log.commit import Commit
+from crdtsync.log.heads import Heads
 from crdtsync.log.verdicts import Verdict
 from crdtsync.neighbours import Neighbours
 from crdtsync.protocol import codec
@@ -74,7 +75,9 @@ class Replica:
         self._workers = Workers()
         self._ready = ReadyQueue()
         self._dependencies = Dependencies(here.table, self._loader.require, self._is_decided)
-        self._neighbours = Neighbours(here, cut=self._restored_cut(meta), restored=not settings.trust_disk)
+        self._neighbours = Neighbours(
+            here, self, cut=self._restored_cut(meta), restored=not settings.trust_disk
+        )
         self._handover = Handover(
             here,
             last_heard=self._neighbours.last_heard,
@@ -103,7 +106,7 @@ class Replica:
         self._requests = Requests(here, self._watchers, self._records, self._loader.require, flush=self._rows.write_all)
         self._documents = DocumentRequests(here, self._loader.require)
         self._worker_requests = WorkerRequests(
-            here, self._workers, self._dispatcher, lanes_changed=self._lanes_changed
+            here, self._workers, self._dispatcher, self._loader.require, lanes_changed=self._lanes_changed
         )
         self._started = False
         self._folded = False  # everything that the disk held at start is folded
@@ -155,7 +158,7 @@ class Replica:
                 self._here.alarm("log.corrupt", reason=str(error))
                 continue
             for commit in received.commits:
-                self._rows.mark(commit.writer, commit.number, commit.stamp >> 16, len(commit.blob))
+                self._rows.mark(commit)
                 self._here.commit_bytes += len(commit.blob)
 
     def corrupt(self, what: str, **facts: Any) -> None:
@@ -178,9 +181,10 @@ class Replica:
         here = self._here
         own = [w for w in here.log.applied if node_of(w) == node_of(self.writer)]
         last = max(own, key=lambda w: (incarnation_of(w), w), default=None)
-        self._neighbours.opened(frozenset(own))
-        opened = WriterOpened(last or "", here.log.applied[last] if last else 0, 0)
-        self._duties.first_own_stamp = here.write(opened).stamp
+        self._neighbours.start()
+        opened = here.write(WriterOpened(last or "", here.log.applied[last] if last else 0, 0))
+        self._neighbours.opened(frozenset(own), opened.stamp)
+        self._duties.first_own_stamp = opened.stamp
         here.seal()
 
     # Inputs ------------------------------------------------------------------------------------
@@ -188,12 +192,12 @@ class Replica:
     def connected(self, peer: str, now: Now) -> None:
         """A link to `peer` is up. At most one link per peer region at a time."""
         self._here.now = now
-        self._neighbours.gossip.connected(RegionId(peer), now)
+        self._neighbours.connected(RegionId(peer), now)
         self._run()
 
     def disconnected(self, peer: str, now: Now) -> None:
         self._here.now = now
-        self._neighbours.gossip.disconnected(RegionId(peer), now)
+        self._neighbours.disconnected(RegionId(peer), now)
         self._run()
 
     def allowed(self, peer: str) -> bool:
@@ -203,8 +207,7 @@ class Replica:
     def receive(self, peer: str, message: bytes, now: Now) -> None:
         """One frame from a connected peer. Malformed ones cost that link, and nothing else."""
         self._here.now = now
-        for arrived in self._neighbours.gossip.receive(RegionId(peer), message, now):
-            self._neighbours.take(arrived, self)
+        self._neighbours.receive(RegionId(peer), message, now)
         self._run()
 
     def submit(self, command: Any, now: Now, ticket: Any = None) -> None:
@@ -283,7 +286,11 @@ class Replica:
         if outbox.under_way is None and self._started:
             if self._here.unsaved or not outbox.next.empty or self._rows.flushing or self._rows.crowded:
                 self._close_batch()
-        for effect in self._neighbours.gossip.take_effects():
+            elif self._taken:
+                taken, self._taken = self._taken, {}
+                for peer, size in taken.items():
+                    self._neighbours.gossip.taken(peer, size, self._here.now)
+        for effect in self._neighbours.take_effects():
             outbox.urgent(effect)
         return outbox.take()
 
@@ -341,7 +348,7 @@ class Replica:
         here = self._here
         for commit in here.sealed:
             self._fresh.append((commit, None))
-            self._rows.mark(commit.writer, commit.number, commit.stamp >> 16, len(commit.blob))
+            self._rows.mark(commit)
         here.sealed.clear()
         for writer, number, tasks in here.touched_by:
             self._settlement.note(writer, number, tasks)
@@ -355,17 +362,17 @@ class Replica:
 
     # Applying ----------------------------------------------------------------------------------
 
-    def arrived(self, peer: RegionId, blobs: Iterable[bytes]) -> None:
+    def arrived(self, peer: RegionId, blobs: Sequence[bytes], size: int) -> None:
         """Commits came from a peer: check them, keep them, apply what can be."""
         here = self._here
         wall_ms = here.clock.own_time_ms(here.now)
+        self._credit(peer, size)
         for blob in blobs:
-            self._taken[peer] = self._taken.get(peer, 0) + len(blob)
             received = here.log.receive(blob, wall_ms)
             for commit in received.commits:
                 here.keep(commit)
                 self._fresh.append((commit, peer))
-                self._rows.mark(commit.writer, commit.number, commit.stamp >> 16, len(commit.blob))
+                self._rows.mark(commit)
             if received.verdict is Verdict.QUARANTINED:
                 here.outbox.next.meta[f"evidence/{here.domain}"] = codec.encode(here.log.export_evidence())
             elif received.verdict is Verdict.REFUSED:
@@ -414,9 +421,12 @@ class Replica:
             self._reading.add(token)
             self._here.read_commits(token, *needed)
 
-    def snapshot_rows(self, rows: Iterable[TaskRow], then: Callable[[], None]) -> None:
+    def _credit(self, peer: RegionId, size: int) -> None:
+        """Let `peer` send as much again once what it sent is durable, or at once if nothing is to be stored."""
+        self._taken[peer] = self._taken.get(peer, 0) + size
+
+    def join_rows(self, peer: RegionId, rows: Sequence[TaskRow], size: int) -> None:
         """Rows of a peer's snapshot: joined with what is here, once that is in memory."""
-        rows = list(rows)
 
         def join() -> None:
             for row in rows:
@@ -429,9 +439,13 @@ class Replica:
                     task.settled = True
                     self._here.table.mark_dirty(task)
                 self._here.table.touch(task)
-            then()
+            self._credit(peer, size)
 
         self._loader.require([row.task for row in rows], join)
+
+    def floor(self) -> Heads:
+        """What was dropped from the log here."""
+        return self._rows.floor_heads
 
     def snapshot_state(self) -> bytes:
         """What a snapshot ends with: log state, declarations, documents."""
@@ -515,7 +529,7 @@ class Replica:
                 "draining": self._handover.draining,
                 "workers": [
                     {"id": w.id, "app": w.app, "tasks": sorted(w.names), "running": len(w.running), "free": w.free}
-                    for w in self._workers
+                    for w in self._workers.all()
                 ],
                 "gaps": [list(gap) for gap in here.log.gaps()],
                 "held_back": [

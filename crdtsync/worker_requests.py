@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from crdtsync import commands as c
+from crdtsync import lifecycle
 from crdtsync.effects import Reply
 from crdtsync.errors import CrdtSyncError, InvalidRequestError, PayloadTooLargeError, UnknownAttemptError
 from crdtsync.events import Checkpointed, Declared, EffectRecorded, Options
@@ -23,11 +24,18 @@ EFFECTS_PER_ATTEMPT_MAX: Final = 10_000
 
 class WorkerRequests:
     def __init__(
-        self, here: RegionState, workers: Workers, dispatcher: Dispatcher, *, lanes_changed: Callable[[], None]
+        self,
+        here: RegionState,
+        workers: Workers,
+        dispatcher: Dispatcher,
+        require: Callable[..., None],
+        *,
+        lanes_changed: Callable[[], None],
     ) -> None:
         self._here = here
         self._workers = workers
         self._dispatcher = dispatcher
+        self._require = require
         self._lanes_changed = lanes_changed
 
     def _reply(self, ticket: Any, value: Any) -> None:
@@ -54,7 +62,7 @@ class WorkerRequests:
             attempt = EventId(*ref)  # type: ignore[arg-type]
             task_id = self._dispatcher.task_of(attempt)
             held = None if task_id is None else here.table.get(task_id)
-            if held is not None and any(a.id == attempt for a in here.table.view(held).open_attempts):
+            if held is not None and attempt in here.table.view(held).open_attempts:
                 self._workers.adopt(worker, attempt, held.id)
                 here.timers.cancel(("orphan", attempt))
             else:
@@ -149,70 +157,69 @@ class WorkerRequests:
 
     # Attempts ----------------------------------------------------------------------------------
 
-    def _find(self, ref: c.AttemptRef) -> tuple[Task, AttemptId]:
+    def _with(self, ref: c.AttemptRef, ticket: Any, then: Callable[[Task, AttemptId], Any]) -> None:
+        """Answer `ticket` with what `then` makes of the attempt and its task, loaded if it left memory."""
         attempt = EventId(*ref)  # type: ignore[arg-type]
+
+        def run() -> None:
+            task = None if task_id is None else self._here.table.get(task_id)
+            try:
+                if task is None:
+                    raise UnknownAttemptError(f"attempt {attempt} is not one that {self._here.me} is running")
+                self._reply(ticket, then(task, attempt))
+            except CrdtSyncError as error:
+                self._refuse(ticket, error)
+
         task_id = self._dispatcher.task_of(attempt)
-        task = None if task_id is None else self._here.table.get(task_id)
-        if task is None:
-            raise UnknownAttemptError(f"attempt {attempt} is not one that {self._here.me} is running")
-        return task, attempt
+        try:
+            self._require(() if task_id is None else (task_id,), run, refuse=True)
+        except CrdtSyncError as error:
+            self._refuse(ticket, error)
+
+    def _fits(self, what: str, size: int, limit: int) -> None:
+        if size > limit:
+            raise PayloadTooLargeError(f"the {what} takes {size} bytes, the limit is {limit}")
 
     def record_effect(self, command: c.RecordEffect, ticket: Any) -> None:
-        try:
-            task, attempt = self._find(command.attempt)
-            if len(command.result) > self._here.settings.result_bytes_max:
-                raise PayloadTooLargeError(
-                    f"the effect's result takes {len(command.result)} bytes, "
-                    f"the limit is {self._here.settings.result_bytes_max}"
-                )
-            view = self._here.table.view(task)
-            known = next((a for a in view.attempts if a.id == attempt), None)
-            if known is not None and len(known.effects) >= EFFECTS_PER_ATTEMPT_MAX:
+        def record(task: Task, attempt: AttemptId) -> dict[str, Any]:
+            self._fits("effect's result", len(command.result), self._here.settings.result_bytes_max)
+            known = self._here.table.view(task).attempt(attempt)
+            recorded = () if known is None else known.effects
+            if len(recorded) >= EFFECTS_PER_ATTEMPT_MAX:
                 raise InvalidRequestError(f"an attempt records at most {EFFECTS_PER_ATTEMPT_MAX} effects")
-            if known is None or all(effect.key != command.key for _, effect in known.effects):
+            if all(effect.key != command.key for _, effect in recorded):
                 self._here.write(EffectRecorded(task.id, attempt, command.name, command.key, command.result))
-            self._reply(ticket, {})
-        except CrdtSyncError as error:
-            self._refuse(ticket, error)
+            return {}
+
+        self._with(command.attempt, ticket, record)
 
     def save_checkpoint(self, command: c.SaveCheckpoint, ticket: Any) -> None:
-        try:
-            task, attempt = self._find(command.attempt)
-            if len(command.data) > self._here.settings.checkpoint_bytes_max:
-                raise PayloadTooLargeError(
-                    f"the checkpoint takes {len(command.data)} bytes, "
-                    f"the limit is {self._here.settings.checkpoint_bytes_max}"
-                )
+        def save(task: Task, attempt: AttemptId) -> dict[str, Any]:
+            self._fits("checkpoint", len(command.data), self._here.settings.checkpoint_bytes_max)
+            lifecycle.check(self._here.table.view(task), lifecycle.Action.CHECKPOINT, self._here.me, attempt=attempt)
             self._here.write(Checkpointed(task.id, attempt, command.index, command.data))
-            self._reply(ticket, {})
-        except CrdtSyncError as error:
-            self._refuse(ticket, error)
+            return {}
+
+        self._with(command.attempt, ticket, save)
 
     def complete(self, command: c.Complete, ticket: Any) -> None:
-        try:
-            task, attempt = self._find(command.attempt)
+        def end(task: Task, attempt: AttemptId) -> dict[str, Any]:
             outcome, value, reason, retryable = command.outcome, command.value, command.reason, command.retryable
             if outcome not in ("ok", "failed", "lost"):
                 raise InvalidRequestError(f"an attempt ends ok, failed or lost, not {outcome!r}")
-            if len(value) > self._here.settings.result_bytes_max:
+            limit = self._here.settings.result_bytes_max
+            if len(value) > limit:
                 # The handler ran; what it returned can't be kept. Trying again would not shrink it.
-                limit = self._here.settings.result_bytes_max
-                text = f"the result takes {len(value)} bytes, the limit is {limit}"
-                outcome, value, reason, retryable = "failed", encode_value(["ResultTooLarge", text, ""]), "", False
-            if outcome == "failed":
-                options = _options(self._here, task)
-                retryable = retryable and reason not in options.non_retryable
+                text = f"the result takes {len(value)} bytes, the limit is {limit}: store it elsewhere"
+                outcome, value, retryable = "failed", encode_value(["ResultTooLarge", text, ""]), False
+                reason = "ResultTooLarge"
+            submitted = self._here.table.view(task).submitted
+            if outcome == "failed" and submitted is not None:
+                retryable = retryable and reason not in submitted.options.non_retryable
             self._dispatcher.end(task, attempt, outcome, value, retryable=retryable, reason=reason)
-            self._reply(ticket, {"state": str(self._here.table.view(task).state)})
-        except CrdtSyncError as error:
-            self._refuse(ticket, error)
+            return {"state": str(self._here.table.view(task).state)}
 
-
-def _options(here: RegionState, task: Task) -> Options:
-    submitted = here.table.view(task).submitted
-    assert submitted is not None
-    return submitted.options
-
+        self._with(command.attempt, ticket, end)
 
 PROGRESS_CHARS_MAX: Final = 1_000
 GONE_GRACE_MS: Final = 1_500  # a dropped connection of a living worker is back within its reconnect backoff

@@ -1,0 +1,279 @@
+"""What this replica and its peers tell each other, and what it takes from that.
+
+Wires `gossip` to the parts: arriving commits go to the log, acknowledgements to stability,
+answers about our own history to recovery. A start is *trusted* once every member has answered
+for what it knows of our earlier writers (rules.md, Log, heads, restart): before that this replica
+acknowledges nothing, and touches nothing older than itself while a peer may know more of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from crdtsync.clock import Now
+from crdtsync.effects import Effect, TaskRow
+from crdtsync.errors import CrdtSyncError, InvalidRequestError
+from crdtsync.gossip.arrived import (
+    Arrived,
+    CommitsArrived,
+    OwnHeadsArrived,
+    SnapshotAborted,
+    SnapshotDone,
+    SnapshotOffered,
+    SnapshotRows,
+    TwinMet,
+)
+from crdtsync.gossip.gossip import Gossip
+from crdtsync.gossip.settings import GossipSettings
+from crdtsync.identifiers import Domain, RegionId, WriterId, node_of
+from crdtsync.log.commit import Commit
+from crdtsync.log.heads import Heads
+from crdtsync.log.stability import Ack
+from crdtsync.protocol import codec
+from crdtsync.region import RegionState
+
+
+class Keeper(Protocol):
+    """Where what arrives goes, and what a snapshot of ours holds."""
+
+    def arrived(self, peer: RegionId, blobs: Sequence[bytes], size: int) -> None: ...
+    def join_rows(self, peer: RegionId, rows: Sequence[TaskRow], size: int) -> None: ...
+    def adopt(self, state: bytes) -> None: ...
+    def snapshot_state(self) -> bytes: ...
+    def floor(self) -> Heads: ...
+
+
+class Neighbours:
+    """Everything between this replica and its peers.
+
+    Args:
+        cut: Regions whose links an operator has cut, kept across restarts.
+        restored: The disk is said to be a copy: trust it only after every member has answered.
+    """
+
+    def __init__(self, here: RegionState, keeper: Keeper, *, cut: frozenset[RegionId], restored: bool) -> None:
+        self._here = here
+        self._keeper = keeper
+        self._restored = restored
+        self._wanted = Heads()  # of our own node's writers, as far as anybody knows them
+        self._known_more = False  # a peer knew commits of ours that our disk lacked: it is old, or a copy
+        self._ancestors: frozenset[WriterId] = frozenset()
+        self._opened_stamp = 0
+        self._durable = (Heads(), b"")
+        self._until: Heads | None = None  # no digest is told before this is applied: a snapshot brought facts ahead
+        self.twin: WriterId | None = None  # another living incarnation of this node: claim nothing
+        settings = here.settings
+        self.gossip = Gossip(
+            here.me,
+            here.writer,
+            cluster=settings.cluster,
+            members=settings.members,
+            logs={here.domain: here.log},
+            stability={here.domain: here.stability},
+            settings=GossipSettings(
+                heads_interval_ms=settings.heads_interval_ms, silent_after_ms=settings.lost_after_ms
+            ),
+            host=self,
+        )
+        self.gossip.recovering = bool(settings.others)
+        self.gossip.set_cut(cut)
+
+    # What gossip asks (GossipHost) ---------------------------------------------------------------
+
+    def digest(self, domain: Domain) -> tuple[Heads, bytes]:
+        """Heads that are applied and durable, and the digest of the state there; b"" while it may not be told."""
+        heads, digest = self._durable
+        if self._until is not None:
+            if not heads.covers(self._until):
+                return heads, b""
+            self._until = None
+        return heads, digest
+
+    def floor(self, domain: Domain) -> Heads:
+        return self._keeper.floor()
+
+    def snapshot_state(self, domain: Domain) -> bytes:
+        return self._keeper.snapshot_state()
+
+    def next_token(self) -> int:
+        return self._here.token()
+
+    # What the replica says -----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """What the disk held is folded: it is durable, and so is its digest."""
+        self._durable = (self._here.log.durable_applied, bytes(self._here.table.digest))
+        self._acknowledge()
+
+    def opened(self, ancestors: frozenset[WriterId], stamp: int) -> None:
+        """This incarnation's first commit is written; `ancestors` are the earlier ones that the disk knew."""
+        self._ancestors = ancestors
+        self._opened_stamp = stamp
+
+    def durable(
+        self, applied: Heads, digest: bytes, fresh: Sequence[tuple[Commit, RegionId | None]], taken: dict[RegionId, int]
+    ) -> None:
+        """A batch is on disk: tell peers, acknowledge, let them send on."""
+        here = self._here
+        self._durable = (applied, digest)
+        commits = [(commit.row(), source) for commit, source in fresh]
+        self.gossip.durable_advanced(here.domain, commits, here.now)
+        self._acknowledge()
+        for peer, size in taken.items():
+            self.gossip.taken(peer, size, here.now)
+
+    def _acknowledge(self) -> None:
+        here = self._here
+        applied, _ = self._durable
+        ack = Ack(here.me, here.writer, here.log.durable_have[here.writer], applied)
+        self.gossip.acknowledge(here.domain, ack, here.now)
+        here.stability.advance(here.log.applied)
+
+    def folded(self, commit: Commit) -> None:
+        """A foreign commit took effect. Another incarnation of this node that writes now is a twin."""
+        here = self._here
+        here.stability.advance(here.log.applied)
+        if node_of(commit.writer) != node_of(here.writer) or commit.writer in self._ancestors:
+            return
+        if self._opened_stamp and commit.stamp > self._opened_stamp:
+            self._met_twin(commit.writer)
+
+    def _met_twin(self, writer: WriterId) -> None:
+        if self.twin is None:
+            self.twin = writer
+            self._here.alarm(
+                "incarnation.twin", writer=writer, me=self._here.writer, advice="stop one of the two nodes"
+            )
+
+    def take(self, arrived: Iterable[Arrived]) -> None:
+        """Hand what came from peers to whoever deals with it."""
+        here = self._here
+        for item in arrived:
+            match item:
+                case CommitsArrived(peer, _, blobs, size):
+                    self._keeper.arrived(peer, blobs, size)
+                case OwnHeadsArrived(peer, _, heads, last_ack):
+                    self._answered(peer, heads, last_ack)
+                case SnapshotOffered(peer, domain, _):
+                    if self.gossip.request_snapshot(peer, domain):
+                        here.notify("info", "snapshot.requested", peer=peer)
+                case SnapshotRows(peer, _, rows, size):
+                    self._keeper.join_rows(peer, rows, size)
+                case SnapshotDone(peer, _, state, until, _, _):
+                    self._adopt(peer, state, until)
+                case SnapshotAborted(peer, _, reason):
+                    here.notify("warning", "snapshot.aborted", peer=peer, reason=reason)
+                case TwinMet(writer):
+                    self._met_twin(writer)
+                case _:  # links opened and closed, acknowledgements: gossip and stability have noted them
+                    pass
+        here.stability.advance(here.log.applied)
+
+    def _adopt(self, peer: RegionId, state: bytes, until: Heads) -> None:
+        try:
+            self._keeper.adopt(state)
+        except CrdtSyncError as error:
+            self._here.alarm("snapshot.refused", peer=peer, reason=str(error))
+            return
+        self._until = until if self._until is None else self._until.join(until)
+        self._here.notify("info", "snapshot.adopted", peer=peer)
+        self.gossip.announce(self._here.now)
+
+    # Recovery ------------------------------------------------------------------------------------
+
+    def _answered(self, peer: RegionId, heads: Heads, last_ack: Ack | None) -> None:
+        """A peer says what it has of our region's writers, and what we last acknowledged to it."""
+        here = self._here
+        own = Heads({w: n for w, n in heads.items() if node_of(w) == node_of(here.writer) and w != here.writer})
+        asked = own if last_ack is None else own.join(
+            Heads({w: n for w, n in last_ack.heads.items() if w != here.writer})
+        )
+        self._ancestors |= frozenset(own)
+        if not here.log.have.covers(own) and not self._known_more:
+            self._known_more = True
+            here.alarm("disk.behind", peer=peer, lacking=[list(span) for span in here.log.have.lacking(own)])
+        self._wanted = self._wanted.join(asked)
+
+    @property
+    def unanswered(self) -> frozenset[RegionId]:
+        return self.gossip.unanswered
+
+    @property
+    def _caught_up(self) -> bool:
+        return self._here.log.applied.covers(self._wanted)
+
+    def recover(self) -> None:
+        """Acknowledge again once every member has answered and all that they know of us is here."""
+        if self.gossip.recovering and not self.unanswered and self._caught_up:
+            self.gossip.recovering = False
+            self._here.notify("info", "start.recovered")
+            self._acknowledge()
+
+    def may_touch_old(self) -> bool:
+        """Whether tasks older than this incarnation may be claimed, ended and edited here.
+
+        At once when every member has answered; after a short grace otherwise, unless there is reason
+        to think that the disk is a copy.
+        """
+        if self.twin is not None:
+            return False
+        if not self.unanswered:
+            return self._caught_up
+        if self._restored or self._known_more:
+            return False
+        here = self._here
+        return here.now.mono_ms >= here.started.mono_ms + here.settings.start_grace_ms
+
+    # Links ---------------------------------------------------------------------------------------
+
+    def last_heard(self, region: RegionId) -> int | None:
+        return self.gossip.last_heard(region)
+
+    def reachable(self, region: RegionId) -> bool:
+        return region in self.gossip.open_peers()
+
+    def cut(self, regions: Sequence[str]) -> None:
+        """Drop and refuse links to `regions` (all others if empty), also after a restart.
+
+        Raises:
+            InvalidRequestError: One of them is not another member. Nothing was cut.
+        """
+        self._set_cut(self.gossip.cut | self._named(regions))
+
+    def heal(self, regions: Sequence[str]) -> None:
+        """Allow links to `regions` (all others if empty) again. Raises InvalidRequestError."""
+        self._set_cut(self.gossip.cut - self._named(regions))
+
+    def _named(self, regions: Sequence[str]) -> frozenset[RegionId]:
+        others = self._here.settings.others
+        for region in regions:
+            if region not in others:
+                raise InvalidRequestError(
+                    f"{region!r} is not another region of this cluster; from {self._here.me} there are "
+                    + (", ".join(others) or "none")
+                )
+        return frozenset(RegionId(region) for region in regions) or frozenset(others)
+
+    def _set_cut(self, regions: frozenset[RegionId]) -> None:
+        self.gossip.set_cut(regions)
+        self._here.outbox.next.meta["cut"] = codec.encode(tuple(sorted(regions)))
+        self._here.notify("warning" if regions else "info", "links.cut", regions=sorted(regions))
+
+    def regions(self) -> list[dict[str, Any]]:
+        return self.gossip.regions(self._here.now)
+
+    def links(self) -> list[dict[str, Any]]:
+        return self.gossip.links(self._here.now)
+
+    def connected(self, peer: RegionId, now: Now) -> None:
+        self.take(self.gossip.connected(peer, now))
+
+    def disconnected(self, peer: RegionId, now: Now) -> None:
+        self.take(self.gossip.disconnected(peer, now))
+
+    def receive(self, peer: RegionId, message: bytes, now: Now) -> None:
+        self.take(self.gossip.receive(peer, message, now))
+
+    def take_effects(self) -> list[Effect]:
+        return self.gossip.take_effects()
