@@ -56,6 +56,7 @@ async def step(ctx, ms: int) -> None:
 ENDED = frozenset({"succeeded", "dead", "expired", "cancelled"})
 POLL_S = 0.1
 RETRY_S = 0.5
+LOOK_S = 2.0
 PATIENCE_S = 15.0  # beyond the longest step: five times the silence after which a dev cluster takes work over
 AGREE_TIMEOUT_S = 60.0  # after the last heal
 
@@ -147,7 +148,7 @@ def read_workflow(path: Path) -> Workflow:
     raise NotAWorkflowError(f"{path} has neither a WfFormat 'workflow' nor the 'tasks' of the compact form")
 
 
-def read_compact(tasks: list[list]) -> list[Step]:
+def read_compact(tasks: list[list[Any]]) -> list[Step]:
     """`[id, name, runtime in seconds, [indexes of parents], ...]` for each task; what follows is not needed here."""
     steps = [Step(str(row[0]), float(row[2]), tuple(dict.fromkeys(row[3]))) for row in tasks]
     for step in steps:
@@ -157,7 +158,7 @@ def read_compact(tasks: list[list]) -> list[Step]:
     return steps
 
 
-def read_wfformat(workflow: dict) -> list[Step]:
+def read_wfformat(workflow: dict[str, Any]) -> list[Step]:
     """Versions up to 1.4 keep everything in `tasks` (`jobs` before 1.3) and refer to tasks by name; from 1.5 on the
     graph is under `specification`, the run times under `execution`, and tasks refer to each other by id. An edge may
     be told by the parent, by the child, or by both."""
@@ -189,7 +190,7 @@ def read_wfformat(workflow: dict) -> list[Step]:
         for reference in task.get("children", ()):
             parents[find(reference, names[index])][index] = None
 
-    def runtime_s(task: dict) -> float:
+    def runtime_s(task: dict[str, Any]) -> float:
         row = recorded.get(task.get("id"), task)
         value = row.get("runtimeInSeconds", row.get("runtime"))
         if value is None:
@@ -243,18 +244,14 @@ class Run:
         self.states = {region: {} for region in self.clients}
 
     @property
-    def done(self) -> set[int]:
-        """Steps that have succeeded, as far as any region knows."""
-        return {index for seen in self.states.values() for index, state in seen.items() if state == "succeeded"}
-
-    @property
     def ended(self) -> set[int]:
+        """Steps that have ended, as far as any region knows."""
         return {index for seen in self.states.values() for index, state in seen.items() if state in ENDED}
 
     async def execute(self, show: Progress) -> None:
         """Submit, follow, cut and heal; returns when every step has ended and all regions know."""
-        async with asyncio.TaskGroup() as group:
-            followers = [group.create_task(self.follow(region)) for region in self.clients]
+        followers = [asyncio.create_task(self.follow(region)) for region in self.clients]
+        try:
             for cut in self.options.cut:
                 if cut.start == 0:
                     await self.cut(cut)
@@ -265,8 +262,10 @@ class Run:
             for region in sorted(self.cut_now):
                 await self.heal(region)
             await self.until_all_know(show)
+        finally:
             for follower in followers:
                 follower.cancel()
+            await asyncio.gather(*followers, return_exceptions=True)
 
     async def submit(self) -> None:
         """Parents first and in bulk: a region accepts a step only when it holds the steps that it comes after."""
@@ -306,7 +305,12 @@ class Run:
             self.saw(region, row)
         return rows
 
-    def saw(self, region: str, record: dict) -> None:
+    async def look_everywhere(self) -> None:
+        for region in self.clients:
+            with contextlib.suppress(CrdtSyncError):
+                await self.look(region)
+
+    def saw(self, region: str, record: dict[str, Any]) -> None:
         index = self.index_of.get(record["id"].replace("-", ""))
         if index is not None and self.states[region].get(index) != record["state"]:
             self.states[region][index] = record["state"]
@@ -315,6 +319,7 @@ class Run:
     async def until_ended(self, show: Progress) -> None:
         """Cut and heal as the work goes on. A cut that lets nothing move any more is healed early, and noted."""
         pending = [cut for cut in self.options.cut if cut.start > 0]
+        looked_at = 0.0
         patience_s = PATIENCE_S + max(step.runtime_s for step in self.workflow.steps) / self.options.speedup
         while len(self.ended) < len(self.workflow.steps):
             percent = 100 * len(self.ended) / len(self.workflow.steps)
@@ -324,6 +329,9 @@ class Run:
             for cut in [cut for cut in self.options.cut if cut.region in self.cut_now and percent >= cut.end]:
                 await self.heal(cut.region)
             stuck_s = time.monotonic() - self.moved_at
+            if stuck_s > LOOK_S and time.monotonic() > looked_at + LOOK_S:  # a change may have come before the watch
+                looked_at = time.monotonic()
+                await self.look_everywhere()
             if stuck_s > patience_s:
                 if not self.cut_now:
                     raise NoProgressError(f"nothing has moved for {stuck_s:.0f} s: {await self.waiting()}")
@@ -337,8 +345,7 @@ class Run:
     async def until_all_know(self, show: Progress) -> None:
         deadline = time.monotonic() + AGREE_TIMEOUT_S
         while not await self.agreed() and time.monotonic() < deadline:
-            for region in self.clients:
-                await self.look(region)
+            await self.look_everywhere()
             show.update(self)
             await asyncio.sleep(RETRY_S)
         show.update(self)
@@ -348,7 +355,7 @@ class Run:
             return False
         return agree(await self.own_rows())
 
-    async def own_rows(self) -> dict[str, dict]:
+    async def own_rows(self) -> dict[str, dict[str, Any]]:
         listings = {region: await client.regions() for region, client in self.clients.items()}
         return {region: next(row for row in rows if row["region"] == region) for region, rows in listings.items()}
 
