@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
@@ -66,7 +66,7 @@ class FakeNode:
         self._server: Server | None = None
         self._port = 0
 
-    async def __aenter__(self) -> FakeNode:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 

@@ -603,7 +603,7 @@ def test_handler_threads_are_bounded_and_reused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "message"),
+    "place, message",
     [
         ("nowhere.py:app", "there is no such file"),
         ("no.such.module:app", "No module named"),
