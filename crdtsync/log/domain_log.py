@@ -351,6 +351,10 @@ class DomainLog:
             self._durable_applied.advance(writer, number)
         if writer != self.writer:
             self._changed.add(writer)
+        self._wake(writer, number)
+
+    def _wake(self, writer: WriterId, number: int) -> None:
+        """Look again at what waited for `writer` to be applied up to `number`."""
         waiters = self._waiters.get(writer)
         if waiters:
             while waiters and waiters[0][0] <= number:
@@ -412,7 +416,8 @@ class DomainLog:
     def mark_durable(self, have: Heads, applied: Heads) -> None:
         """A batch is on disk: `have` and `applied` as they were when it was taken.
 
-        What is applied and on disk counts as durably applied, also what was applied since then.
+        What is applied and on disk counts as durably applied, also what was applied since then. `applied` itself says
+        what else is: heads that were adopted, whose rows went into this batch.
         """
         assert have.covers(applied), "what is applied is have"
         for writer, number in have.items():
@@ -422,6 +427,9 @@ class DomainLog:
                 durable = min(number, self._applied.get(writer, 0))
                 if durable > self._durable_applied.get(writer, 0):
                     self._durable_applied.advance(writer, durable)
+        for writer, number in applied.items():
+            if number > self._durable_applied.get(writer, 0):
+                self._durable_applied.advance(writer, number)
 
     # Restart
 
@@ -474,10 +482,12 @@ class DomainLog:
     def adopt(self, state: Any) -> Heads:
         """Go on from a peer's exported state, whose facts were joined into ours: everything up to there counts as applied.
 
-        Commits that were waiting and are covered by it are forgotten. Returns the heads that moved.
+        Commits that were waiting and are covered by it are forgotten. It is durable with the batch that holds the rows.
+        Returns the heads that moved.
 
         Raises:
-            CorruptLogError: If it is not such a state. The log is unchanged.
+            CorruptLogError: If it is not such a state, or rests on another commit than one that we hold under the
+                same number. The log is unchanged.
         """
         try:
             version, domain, writers = state
@@ -486,6 +496,9 @@ class DomainLog:
                 raise CorruptLogError(f"a state of version {version!r}, domain {domain!r} cannot be adopted")
         except (TypeError, ValueError, RemoteProtocolError) as error:
             raise CorruptLogError(f"malformed log state: {error}") from error
+        for writer, number, last_hash, _ in checked:
+            if self.hash_of(writer, number) not in (None, last_hash):
+                raise CorruptLogError(f"the peer's state rests on another commit {number} of {writer} than ours")
         moved: dict[WriterId, int] = {}
         for writer, number, last_hash, stamp in checked:
             if number <= self._applied.get(writer, 0) or writer == self.writer or writer in self.quarantined:
@@ -497,9 +510,11 @@ class DomainLog:
             stream.deps_met = 0
             stream.applied_hash, stream.applied_stamp = last_hash, stamp
             if number >= self._have.get(writer, 0):
-                stream.have_hash, stream.have_stamp = last_hash, stamp
-                stream.hashes[number] = last_hash
+                for known in stream.hashes.values():  # they are numbered too far back to be kept one by one
+                    self._known.pop(known, None)
+                stream.hashes = {number: last_hash}
                 self._known[last_hash] = None
+                stream.have_hash, stream.have_stamp = last_hash, stamp
                 self._have.advance(writer, number)
             self._applied.advance(writer, number)
             self._changed.add(writer)
@@ -510,9 +525,7 @@ class DomainLog:
                 self._examine(writer)
             elif number < self._have[writer]:
                 self._absent[writer] = None
-            waiters = self._waiters.get(writer)
-            while waiters and waiters[0][0] <= number:
-                self._examine(heappop(waiters)[1])
+            self._wake(writer, number)
         return Heads(moved)
 
     def restore_commit(self, blob: bytes) -> Received:

@@ -546,3 +546,85 @@ class TestRestart:
             log.provide([commit.blob for commit in commits[needed[1] - 1 : needed[1] + 9]])
             applied += apply_all(log)
         assert applied == commits
+
+
+class TestAdopting:
+    """A replica that is older than a peer's floor goes on from that peer's state."""
+
+    def test_what_the_state_covers_counts_as_applied_and_what_follows_it_fits(self):
+        history = conversation()
+        donor = log_of(writer("donor"))
+        deliver(donor, *history[:3])
+        log = log_of()
+        assert log.adopt(cbor2.loads(cbor2.dumps(donor.export_state()))) == Heads({EU: 2, US: 1})
+        assert log.have == log.applied == Heads({EU: 2, US: 1})
+        assert deliver(log, *history) == [history[3]]
+        assert log.append([expired()], stamp(30)).deps[0] == (EU, 3, history[3].hash[:8])
+
+    def test_it_is_acknowledged_once_its_batch_is_durable(self):
+        _, commits = chain(EU, 3)
+        donor = log_of(writer("donor"))
+        deliver(donor, *commits)
+        log = log_of()
+        log.mark_durable(log.have, log.applied)
+        log.adopt(donor.export_state())
+        assert log.durable_applied == Heads()
+        log.mark_durable(log.have, log.applied)
+        assert log.durable_have == log.durable_applied == Heads({EU: 3})
+
+    def test_it_is_acknowledged_even_if_the_commits_were_on_disk_before(self):
+        """They waited for something that the state holds."""
+        history = conversation()
+        donor = log_of(writer("donor"))
+        deliver(donor, *history)
+        log = log_of()
+        deliver(log, history[2])
+        log.mark_durable(log.have, log.applied)
+        log.adopt(donor.export_state())
+        log.mark_durable(log.have, log.applied)
+        assert log.durable_applied == log.applied == Heads({EU: 3, US: 1})
+        assert log.waiting() == ()
+        assert apply_all(log) == []
+
+    def test_what_waited_for_it_is_applied(self):
+        first, second, answer, third = conversation()
+        donor = log_of(writer("donor"))
+        deliver(donor, first, second)
+        log = log_of()
+        deliver(log, answer, third)
+        log.adopt(donor.export_state())
+        assert deliver(log, third) == [answer, third]
+        assert log.gaps() == ()
+
+    def test_commits_beyond_it_that_are_have_stay_and_are_applied(self):
+        _, (one, two) = chain(EU, 2)
+        us = log_of(US)
+        deliver(us, one)
+        answers = [us.append([expired()], stamp(10 + n)) for n in range(3)]
+        donor = log_of(writer("donor"))
+        deliver(donor, one, answers[0])
+        log = log_of()
+        deliver(log, *answers)
+        log.adopt(donor.export_state())
+        assert apply_all(log) == answers[1:]
+        assert deliver(log, two) == [two]
+
+    def test_a_state_of_another_branch_changes_nothing(self):
+        _, (ours, _) = chain(EU, 2)
+        _, (theirs, _) = chain(EU, 2, event=1)
+        _, others = chain(US, 1)
+        donor = log_of(writer("donor"))
+        deliver(donor, theirs, *others)
+        log = log_of()
+        log.receive(ours.blob, NOW)
+        with pytest.raises(CorruptLogError, match="another commit 1"):
+            log.adopt(donor.export_state())
+        assert log.have == Heads({EU: 1})
+        assert apply_all(log) == [ours]
+
+    @pytest.mark.parametrize("state", [None, (2, "default", ()), (1, "other", ()), (1, "default", ((EU, 1, b"", 0),))])
+    def test_a_state_that_makes_no_sense_changes_nothing(self, state):
+        log = log_of()
+        with pytest.raises(CorruptLogError):
+            log.adopt(state)
+        assert log.have == Heads()
