@@ -105,7 +105,7 @@ def test_the_readme_program_charges_and_refunds_at_the_gateway(examples_on_path,
     ]
 
 
-@pytest.mark.parametrize("line", commands())
+@pytest.mark.parametrize("line", list(commands()))
 def test_documented_commands_exist_with_their_options(line):
     words = shlex.split(line, comments=True)[1:]
     command, path = cli, ["crdtsync"]
