@@ -30,7 +30,7 @@ import msgspec
 
 from crdtsync.commands import AttemptRef, ClientCommand, WorkerCommand
 from crdtsync.effects import Assignment
-from crdtsync.errors import CrdtSyncError, PayloadTooLargeError, RemoteProtocolError
+from crdtsync.errors import CrdtSyncError, InvalidRequestError, PayloadTooLargeError, RemoteProtocolError
 from crdtsync.protocol.codec import decode_value_unchecked
 
 PROTOCOL_VERSION: Final = 1
@@ -144,7 +144,7 @@ def encode_frame(messages: Sequence[Message]) -> bytes:
     try:
         return cbor2.dumps([_plain(message) for message in messages])
     except UnicodeEncodeError:
-        raise PayloadTooLargeError("text with a lone surrogate is not valid Unicode and cannot be sent") from None
+        raise InvalidRequestError("text with a lone surrogate is not valid Unicode and cannot be sent") from None
 
 
 def encode_frames(messages: Sequence[Message], bytes_max: int = REQUEST_FRAME_BYTES_MAX) -> list[bytes]:

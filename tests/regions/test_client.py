@@ -112,21 +112,20 @@ def test_what_cannot_be_repeated_is_indefinite_once_its_answer_is_lost() -> None
 
 def test_what_was_never_sent_is_unreachable_and_what_was_is_indefinite_when_patience_ends() -> None:
     async def scenario() -> None:
-        async with FakeNode() as node:
-            async with Client(node.url, patience=0.2) as client:
-                node.script[c.Submit] = node.script[c.Describe] = SILENCE
-                sent = asyncio.create_task(client.submit("charge"))
-                read = asyncio.create_task(client.status(TASK))
-                await node.until(lambda: node.of(c.Submit) and node.of(c.Describe))
-                await node.stop()
-                unsent = asyncio.create_task(client.submit("charge"))
-                with pytest.raises(IndefiniteError):
-                    await sent
-                with pytest.raises(UnreachableError):
-                    await unsent
-                with pytest.raises(UnreachableError) as caught:
-                    await read
-                assert caught.value.definite
+        async with FakeNode() as node, Client(node.url, patience=0.2) as client:
+            node.script[c.Submit] = node.script[c.Describe] = SILENCE
+            sent = asyncio.create_task(client.submit("charge"))
+            read = asyncio.create_task(client.status(TASK))
+            await node.until(lambda: node.of(c.Submit) and node.of(c.Describe))
+            await node.stop()
+            unsent = asyncio.create_task(client.submit("charge"))
+            with pytest.raises(IndefiniteError):
+                await sent
+            with pytest.raises(UnreachableError):
+                await unsent
+            with pytest.raises(UnreachableError) as caught:
+                await read
+            assert caught.value.definite
 
     run(scenario)
 
@@ -182,7 +181,7 @@ def test_errors_are_typed() -> None:
         async with FakeNode() as node, Client(node.url) as client:
             node.script[c.Describe] = UnknownTaskError("no such task", task=TASK)
             node.script[c.Requeue] = IllegalTransitionError("it runs")
-            node.script[c.Submit] = lambda command: [{"error": UndeclaredTaskError("never heard of").record()}]
+            node.script[c.Submit] = lambda _: [{"error": UndeclaredTaskError("never heard of").record()}]
             with pytest.raises(UnknownTaskError) as caught:
                 await client.status(TASK)
             assert caught.value.facts == {"task": TASK}
@@ -201,7 +200,13 @@ def test_errors_are_typed() -> None:
 
 
 def test_a_task_that_failed_raises_with_its_record() -> None:
-    record = {"id": TASK, "name": "charge", "state": "dead", "result": None, "attempts": [{"error": "Boom: no"}, {"error": None}]}
+    record = {
+        "id": TASK,
+        "name": "charge",
+        "state": "dead",
+        "result": None,
+        "attempts": [{"error": "Boom: no"}, {"error": None}],
+    }
 
     async def scenario() -> None:
         async with FakeNode() as node, Client(node.url) as client:
@@ -242,14 +247,18 @@ def test_waiting_goes_on_over_a_restart_of_the_node() -> None:
 def test_many_submissions_share_frames_and_answers_keep_their_order() -> None:
     def answer(command: c.Submit) -> list[Any]:
         wrong = DuplicateTaskError("taken").record()
-        return [{"error": wrong} if spec.name == "bad" else {"id": spec.id.hex(), "created": True} for spec in command.specs]
+        return [
+            {"error": wrong} if spec.name == "bad" else {"id": spec.id.hex(), "created": True} for spec in command.specs
+        ]
 
     async def scenario() -> None:
         async with FakeNode() as node, Client(node.url) as client:
             node.script[c.Submit] = answer
             specs = [task_spec("bad" if n == 700 else "ok", (n,), {}) for n in range(2_000)]
             answers = await client.submit_many(iter(specs))
-            assert [x.id for x in answers if isinstance(x, Handle)] == [s.id.hex() for s in specs if s.name == "ok" and s.id]
+            assert [x.id for x in answers if isinstance(x, Handle)] == [
+                s.id.hex() for s in specs if s.name == "ok" and s.id
+            ]
             assert [n for n, x in enumerate(answers) if isinstance(x, CrdtSyncError)] == [700]
             assert len(node.of(c.Submit)) == 4
             assert node.connections[0].frames <= 4
