@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from crdtsync.commands import ListLinks, Status
+from crdtsync.commands import ListRegions, Status
 from crdtsync.errors import ConfigError, CrdtSyncError
 from regions.client import Client
 
@@ -208,10 +208,10 @@ class Supervisor:
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S), Client(place.url) as client:
                 status = await client.request(Status())
-                links = await client.request(ListLinks())
+                seen = await client.request(ListRegions())
         except (CrdtSyncError, TimeoutError, OSError):
             return False
-        linked = {link["region"] for link in links if link["status"] in ("up", "cut")}
+        linked = {row["region"] for row in seen if row["status"] in ("up", "cut")}
         return bool(status.get("workers")) and expected - {place.region} <= linked
 
     def _write_ready(self) -> None:

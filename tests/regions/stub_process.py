@@ -29,7 +29,7 @@ async def node(stop, text):
     desk = FakeDesk(
         {
             commands.Status: {"workers": [{"id": "w"}]},
-            commands.ListLinks: lambda _: [{"region": region, "status": "up"} for region in others],
+            commands.ListRegions: lambda _: [{"region": region, "status": "up"} for region in others],
         }
     )
     desk.server = GuestServer(config, desk)
