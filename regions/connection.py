@@ -357,15 +357,17 @@ class NodeConnection:
 
     async def _attend(self, duplex: Duplex, opened: Opened) -> None:
         """Read and write until one of them fails, and raise what it raised."""
-        tasks = [asyncio.ensure_future(self._read(duplex)), asyncio.ensure_future(self._wait_dropped())]
+        tasks: list[asyncio.Future[None]] = [
+            asyncio.ensure_future(self._read(duplex)),
+            asyncio.ensure_future(self._wait_dropped()),
+        ]
         try:
             if self._on_open is not None:
                 greeting = asyncio.ensure_future(self._on_open(opened))
-                await asyncio.wait([*tasks, greeting], return_when=asyncio.FIRST_COMPLETED)
                 tasks.append(greeting)
-                if not greeting.done():
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                if not greeting.done() or greeting.exception() is not None:
                     return
-                greeting.result()
                 tasks.remove(greeting)
             self.connections += 1
             self._down_since = None

@@ -253,9 +253,10 @@ class Worker:
             self._stop(message.attempt, message.reason)
 
     async def _beat(self) -> None:
+        await self.ready.wait()
         while True:
             await asyncio.sleep(self._heartbeat_s)
-            if not self._connection.connected or not self.ready.is_set():
+            if not self._connection.connected:
                 continue
             if self._missed >= HEARTBEATS_MISSED_MAX:
                 self._missed = 0

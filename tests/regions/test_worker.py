@@ -467,6 +467,73 @@ def test_sigterm_drains_and_a_second_one_forces() -> None:
     run(scenario)
 
 
+def test_what_a_draining_worker_is_assigned_and_what_it_cannot_run_is_handed_back() -> None:
+    app = App("a")
+    gate = asyncio.Event()
+
+    @app.task
+    async def held(_ctx) -> None:
+        await gate.wait()
+
+    async def scenario() -> None:
+        async with FakeNode() as node, at_work(node, app, drain_grace=WITHIN_S) as worker:
+            await node.assign(assignment(1, "held"), assignment(2, "unheard of"))
+            [stranger] = await node.completed()
+            assert (stranger.attempt, stranger.outcome, stranger.reason) == (attempt_id(2), "lost", "stopped")
+            worker.drain()
+            await node.until(lambda: node.of(c.WorkerDraining))
+            await node.assign(assignment(3, "held"))
+            late = (await node.completed(2))[1]
+            assert (late.attempt, late.outcome, late.reason) == (attempt_id(3), "lost", "drain")
+            gate.set()
+            assert (await node.completed(3))[2].outcome == "ok"
+
+    run(scenario)
+
+
+def test_a_wrapped_async_handler_and_a_failing_effect_work_in_threads_too() -> None:
+    app = App("a")
+
+    async def inner(ctx) -> str:
+        return ctx.region
+
+    @app.task
+    def wrapped(ctx):
+        return inner(ctx)
+
+    def stop() -> None:
+        raise StopIteration
+
+    @app.task
+    async def failing(ctx) -> list[str]:
+        told = []
+        for effect in (lambda: 1 / 0, stop):
+            try:
+                await ctx.effect("e", effect)
+            except Exception as error:  # noqa: BLE001
+                told.append(type(error).__name__)
+        return told
+
+    async def scenario() -> None:
+        async with FakeNode() as node, at_work(node, app):
+            await node.assign(assignment(1, "wrapped"), assignment(2, "failing"))
+            values = {end.attempt[2]: decode_value(end.value) for end in await node.completed(2)}
+            assert values == {1: "eu", 2: ["ZeroDivisionError", "RuntimeError"]}
+
+    run(scenario)
+
+
+def test_an_answer_to_the_hello_that_makes_no_sense_is_asked_for_again() -> None:
+    async def scenario() -> None:
+        async with FakeNode() as node:
+            answers: list[Any] = [7, {"heartbeat_ms": "often"}, OverloadedError("not now"), {}]
+            node.script[c.WorkerHello] = lambda _: answers.pop(0)
+            async with at_work(node, App("a")):
+                assert len(node.of(c.WorkerHello)) == 4
+
+    run(scenario)
+
+
 def test_heartbeats_carry_progress_once() -> None:
     app = App("a")
     gate = asyncio.Event()
