@@ -259,13 +259,22 @@ class NodeConnection:
         """The answer to `command`. Cancelling this stops the waiting, and tells the node if it waits too."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
+        parts: list[Any] = []
+        came_over = self.connections
+
         def settle(value: Any, error: CrdtSyncError | None, final: bool) -> None:
-            if future.done() or not final:
+            nonlocal came_over
+            if future.done():
                 return
+            if came_over != self.connections:  # asked again: what came before is said anew
+                came_over = self.connections
+                parts.clear()
             if error is not None:
                 future.set_exception(error)
+            elif not final:  # a list too long for one frame comes in parts, each a list
+                parts.extend(value)
             else:
-                future.set_result(value)
+                future.set_result([*parts, *value] if parts else value)
 
         pending = self.post(command, settle, repeat=repeat, waits=waits)
         try:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from crdtsync.commands import Command, Drain, ListTasks, LogHeads, ReadLog, Status, VerifyLog
 from crdtsync.effects import Assignment
-from crdtsync.errors import ConfigError, CrdtSyncError, DrainingError, OverloadedError, StorageError, error_from_record
+from crdtsync.errors import ConfigError, CrdtSyncError, DrainingError, OverloadedError, error_from_record
 from crdtsync.identifiers import AttemptId, RegionId
 from crdtsync.protocol.messages import PROTOCOL_VERSION, Opened
 from regions.config import Config
@@ -255,8 +255,4 @@ def run_node(config: Config, announce: Announce | None = None, *, restored: bool
         config.data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"data_dir {config.data_dir}: {error.strerror}") from None
-    try:
-        return 0 if asyncio.run(run()) else EXIT_FORCED
-    except StorageError:
-        get_logger(region=config.region).exception("the store cannot be used")
-        raise
+    return 0 if asyncio.run(run()) else EXIT_FORCED

@@ -20,6 +20,8 @@ from regions.cli.options import (
 from regions.cli.output import print_json, print_message, print_record, print_rows
 
 EXIT_TASK_FAILED: Final = 1
+ATTEMPT_COLUMNS: Final = ("number", "region", "term", "state", "error", "started_at", "ended_at")
+ALWAYS_SHOWN: Final = frozenset({"id", "name", "state", "settled", "owner", "term", "attempts", "result"})
 LIST_COLUMNS: Final = ("id", "name", "state", "settled", "queue", "owner", "term", "waiting_for")
 
 
@@ -153,7 +155,7 @@ def show(*, id: bytes, node: str, output: str) -> None:  # noqa: A002
     """Show one task: its state, attempts, result, conflicts, and what it waits for."""
     from regions.cli.session import ask
 
-    print_record(ask(node, commands.Describe(task=id)), output)
+    _print_task(ask(node, commands.Describe(task=id)), output)
 
 
 @task.command()
@@ -245,8 +247,18 @@ def _wait_and_print(node: str, id_: bytes, settled: bool, timeout: float | None,
     from regions.cli.session import ask
 
     record = ask(node, commands.Await(task=id_, settled=settled), timeout_s=timeout)
-    print_record(record, output)
+    _print_task(record, output)
     if record["state"] == "succeeded":
         return 0
     print_message(f"the task ended {record['state']}: crdtsync task explain {record['id']}")
     return EXIT_TASK_FAILED
+
+
+def _print_task(record: dict[str, Any], output: str) -> None:
+    """A task: all of it as JSON; for people what is there, and of attempts what fits a line."""
+    if output == "table":
+        record = {key: value for key, value in record.items() if value not in (None, "", [], {}) or key in ALWAYS_SHOWN}
+        record["attempts"] = [
+            {column: attempt.get(column) for column in ATTEMPT_COLUMNS} for attempt in record["attempts"]
+        ]
+    print_record(record, output)
