@@ -15,11 +15,11 @@ from crdtsync.identifiers import TaskId
 from crdtsync.protocol.codec import decode_value, encode_value
 from crdtsync.region import RegionState
 from crdtsync.reliability import next_attempt_at_ms
-from crdtsync.task_view import TaskView
 from crdtsync.scheduling.dispatch import Dispatcher
 from crdtsync.scheduling.handover import OFFER_RETRY_MS, Handover
 from crdtsync.scheduling.ready import ReadyQueue, order_key
 from crdtsync.scheduling.workers import Workers
+from crdtsync.task_view import TaskView
 from crdtsync.tasks import Task
 from crdtsync.watchers import Watchers
 from crdtsync.workflow.dependencies import Dependencies

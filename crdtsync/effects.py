@@ -192,6 +192,4 @@ class Notify:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-Effect: TypeAlias = (
-    Persist | Load | ReadCommits | ReadRows | Send | Disconnect | Reply | Query | Run | Stop | Notify
-)
+Effect: TypeAlias = Persist | Load | ReadCommits | ReadRows | Send | Disconnect | Reply | Query | Run | Stop | Notify

@@ -212,7 +212,23 @@ TASK_EVENTS: Final = frozenset(KINDS[kind] for kind in range(1, 14))
 
 _ID = (tuple, type(None))
 _SHAPES: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
-    1: ((bytes,), (str,), (bytes,), (str,), (str,), (int,), (int,), (int,), (str,), (int,), (tuple,), (tuple,), _ID, (bytes, type(None)), (tuple,)),
+    1: (
+        (bytes,),
+        (str,),
+        (bytes,),
+        (str,),
+        (str,),
+        (int,),
+        (int,),
+        (int,),
+        (str,),
+        (int,),
+        (tuple,),
+        (tuple,),
+        _ID,
+        (bytes, type(None)),
+        (tuple,),
+    ),
     2: ((bytes,), (int,), _ID),
     3: ((bytes,), (int,), (str,), (str,)),
     4: ((bytes,), (tuple,)),

@@ -186,8 +186,8 @@ class Neighbours:
         """A peer says what it has of our region's writers, and what we last acknowledged to it."""
         here = self._here
         own = Heads({w: n for w, n in heads.items() if node_of(w) == node_of(here.writer) and w != here.writer})
-        asked = own if last_ack is None else own.join(
-            Heads({w: n for w, n in last_ack.heads.items() if w != here.writer})
+        asked = (
+            own if last_ack is None else own.join(Heads({w: n for w, n in last_ack.heads.items() if w != here.writer}))
         )
         self._ancestors |= frozenset(own)
         if not here.log.have.covers(own) and not self._known_more:

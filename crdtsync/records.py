@@ -9,20 +9,18 @@ from __future__ import annotations
 from typing import Any
 
 from crdtsync import explain, lifecycle, undoing, views
-from crdtsync.identifiers import TaskId
+from crdtsync.identifiers import RegionId, TaskId
 from crdtsync.region import RegionState
 from crdtsync.reliability import next_attempt_at_ms
-from crdtsync.task_view import TaskView
 from crdtsync.scheduling.handover import Handover
 from crdtsync.scheduling.workers import Workers
+from crdtsync.task_view import TaskView
 from crdtsync.tasks import Task
 from crdtsync.workflow.dependencies import Dependencies
 
 
 class Records:
-    def __init__(
-        self, here: RegionState, workers: Workers, dependencies: Dependencies, handover: Handover
-    ) -> None:
+    def __init__(self, here: RegionState, workers: Workers, dependencies: Dependencies, handover: Handover) -> None:
         self._here = here
         self._workers = workers
         self._dependencies = dependencies
@@ -139,7 +137,7 @@ class Records:
         here = self._here
         if view.owner not in here.settings.members:
             return f"its owner {view.owner}, which is not a member"
-        silent_ms = self._handover.silent_for_ms(view.owner)
+        silent_ms = self._handover.silent_for_ms(RegionId(view.owner))
         partition = view.submitted.options.partition if view.submitted is not None else ""
         if silent_ms < here.settings.lost_after_ms // 2:
             return f"its owner {view.owner}"

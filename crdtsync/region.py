@@ -35,8 +35,8 @@ class RegionState:
         self.domain: Domain = DEFAULT_DOMAIN
         self.now = now
         self.started = now
-        self.clock = HybridClock(clock_bound)
-        self.log = DomainLog(self.domain, writer, max_skew_ms=settings.max_skew_ms)
+        self.clock = HybridClock(clock_bound, max_skew_ms=settings.max_skew_ms)
+        self.log = DomainLog(self.domain, writer, max_skew_ms=settings.max_skew_ms, members=settings.members)
         self.stability = Stability(settings.members)
         self.table = TaskTable(self.domain)
         self.documents = DocumentShelf(writer)

@@ -55,6 +55,7 @@ TIMERS_PER_TURN: Final = 1_000
 TURN_MS: Final = 1  # when there is more to do than one turn allows: the next one follows at once
 COMPACT_MS: Final = 2_000  # how often commits past retention are looked for
 TAKEOVER_MS: Final = 250  # how often silence is judged
+READ_RETRY_MS: Final = 5_000  # after an unreadable commit: peers may have sent it by then
 
 
 class Replica:
@@ -75,18 +76,14 @@ class Replica:
         self._workers = Workers()
         self._ready = ReadyQueue()
         self._dependencies = Dependencies(here.table, self._loader.require, self._is_decided)
-        self._neighbours = Neighbours(
-            here, self, cut=self._restored_cut(meta), restored=not settings.trust_disk
-        )
+        self._neighbours = Neighbours(here, self, cut=self._restored_cut(meta), restored=not settings.trust_disk)
         self._handover = Handover(
             here,
             last_heard=self._neighbours.last_heard,
             serves=self._workers.serves,
             reachable=self._neighbours.reachable,
         )
-        self._dispatcher = Dispatcher(
-            here, self._workers, self._ready, self._dependencies, self._handover.present
-        )
+        self._dispatcher = Dispatcher(here, self._workers, self._ready, self._dependencies, self._handover.present)
         self._watchers = Watchers(self._answer_watcher, self._tell_watcher)
         self._records = Records(here, self._workers, self._dependencies, self._handover)
         self._settlement = Settlement(here, self._loader.require)
@@ -112,6 +109,7 @@ class Replica:
         self._folded = False  # everything that the disk held at start is folded
         self._blocked = False  # the next commit to apply waits for facts on disk
         self._reading: set[int] = set()
+        self._read_retry_ms = 0  # a commit on disk was unreadable: not asked for again before
         self._more = False
         self._queue: deque[tuple[Any, Any]] = deque()
         self._fresh: list[tuple[Commit, RegionId | None]] = []  # in the batch being gathered
@@ -242,9 +240,13 @@ class Replica:
         self._here.now = now
         if token in self._reading:
             self._reading.discard(token)
+            self._read_retry_ms = 0
             try:
                 self._here.log.provide(blobs)
             except CorruptLogError as error:
+                # Asked for again only after a while: a damaged disk must not become a hot loop.
+                self._read_retry_ms = now.mono_ms + READ_RETRY_MS
+                self._here.timers.at_mono(self._read_retry_ms, ("retry", ""))
                 self._here.alarm("log.corrupt", reason=str(error))
         elif not self._settlement.commits_read(token, list(blobs := list(blobs))):
             self._neighbours.gossip.commits_read(token, blobs, now)
@@ -297,6 +299,7 @@ class Replica:
     def _close_batch(self) -> None:
         here = self._here
         here.seal()
+        self._drain_notes()
         self._rows.write_slice()
         batch = here.outbox.next
         if batch.empty:
@@ -376,9 +379,7 @@ class Replica:
             if received.verdict is Verdict.QUARANTINED:
                 here.outbox.next.meta[f"evidence/{here.domain}"] = codec.encode(here.log.export_evidence())
             elif received.verdict is Verdict.REFUSED:
-                here.notify(
-                    "warning", "log.refused", peer=peer, refusal=str(received.refusal), reason=received.reason
-                )
+                here.notify("warning", "log.refused", peer=peer, refusal=str(received.refusal), reason=received.reason)
 
     def _apply(self) -> None:
         here = self._here
@@ -416,7 +417,7 @@ class Replica:
     def _read_back(self) -> None:
         """Commits that are on disk and no longer in memory come next."""
         needed = self._here.log.needed()
-        if needed is not None and not self._reading:
+        if needed is not None and not self._reading and self._here.now.mono_ms >= self._read_retry_ms:
             token = self._here.token()
             self._reading.add(token)
             self._here.read_commits(token, *needed)
@@ -454,7 +455,10 @@ class Replica:
     def adopt(self, state: bytes) -> None:
         """A peer's snapshot is complete: go on from its heads."""
         self._rows.adopt(state)
-        self._rows.start_flush()
+        # One batch makes the rows, the fold and the adopted heads durable: an acknowledgement of
+        # those heads must not run ahead of the rows that they stand for.
+        self._rows.write_all()
+        self._rows.start_flush(anew=True)
 
     # Timers and commands -----------------------------------------------------------------------
 

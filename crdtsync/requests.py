@@ -37,8 +37,8 @@ from crdtsync.events import (
 from crdtsync.identifiers import TASK_ID_BYTES, EventId, TaskId, derived_id, keyed_task_id
 from crdtsync.records import Records
 from crdtsync.region import RegionState
-from crdtsync.task_view import TaskView
 from crdtsync.scheduling.placement import owner_of
+from crdtsync.task_view import TaskView
 from crdtsync.tasks import Task
 from crdtsync.watchers import Watchers
 
@@ -193,7 +193,9 @@ class Requests:
             raise InvalidRequestError(f"attempts is at least 1, not {spec.attempts}")
         if spec.cancel is not None and spec.cancel not in ("wins", "loses"):
             raise InvalidRequestError(f"cancel is 'wins' or 'loses', not {spec.cancel!r}")
-        if any(value is not None and value < 0 for value in (spec.backoff_ms_base, spec.backoff_ms_max, spec.timeout_ms)):
+        if any(
+            value is not None and value < 0 for value in (spec.backoff_ms_base, spec.backoff_ms_max, spec.timeout_ms)
+        ):
             raise InvalidRequestError("backoff and timeout are milliseconds, never negative")
         if len(spec.labels) > settings.labels_max:
             raise InvalidRequestError(f"{len(spec.labels)} labels, the limit is {settings.labels_max}")
@@ -413,9 +415,7 @@ class Requests:
         def with_rows(rows: list[TaskRow]) -> None:
             tasks = [self._from_row(row) for row in rows]
             related = [id for task in tasks for id in self._records.compensations_of(task)]
-            self._with(
-                related, ticket, lambda: then([r for task in tasks for r in self._records.conflicts(task)])
-            )
+            self._with(related, ticket, lambda: then([r for task in tasks for r in self._records.conflicts(task)]))
 
         self._query("conflicts", (), 0, with_rows)
 

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from crdtsync.identifiers import TaskId, WriterId, node_of
+from crdtsync.errors import CorruptLogError
+from crdtsync.events import KIND_OF, Declared, Event, WriterOpened
+from crdtsync.identifiers import EventId, TaskId, WriterId, node_of
+from crdtsync.log.commit import Commit
 from crdtsync.log.digest import Digest
 from crdtsync.log.heads import Heads
+from crdtsync.log.shapes import check_events
 from crdtsync.protocol import codec
 from crdtsync.region import RegionState
 from crdtsync.settlement import Settlement
@@ -23,18 +27,26 @@ from crdtsync.tasks import Task
 ROWS_PER_BATCH: Final = 500  # a slice of lazily written rows: about 5 ms of work beside a commit
 FOLD_VERSION: Final = 1
 FOLD_BYTES_MAX: Final = 64 << 20
-MARKS_KEPT: Final = 64  # per writer: how finely the log's age is known when it is dropped
+MARKS_KEPT: Final = 64  # per writer and retention: how finely the log's age is known when it is dropped
+SPACING_MS_MIN: Final = 250  # of marks, however short the retention
 
 
-class Mark:
-    """How old, and how big, a writer's log is at one of its commits."""
+class Mark(NamedTuple):
+    """A stretch of one writer's log: since when, and where it ends."""
 
-    __slots__ = ("bytes", "number", "stamp_ms")
+    since_ms: int  # wall part of its first commit's stamp
+    number: int  # of its last commit, as are the next two
+    stamp: int
+    hash: bytes
+    bytes: int  # stored up to and including this stretch
 
-    def __init__(self, number: int, stamp_ms: int, size: int) -> None:
-        self.number = number
-        self.stamp_ms = stamp_ms
-        self.bytes = size
+
+class Floor(NamedTuple):
+    """The last commit of a writer that was dropped: what continuing the chain behind it needs."""
+
+    number: int
+    hash: bytes
+    stamp: int
 
 
 class Rows:
@@ -43,7 +55,7 @@ class Rows:
         self._settlement = settlement
         self.digest = Digest()  # of the rows on disk
         self.folded = Heads()
-        self.floor: dict[WriterId, int] = {}
+        self.floor: dict[WriterId, Floor] = {}
         self._pending: deque[TaskId] | None = None
         self._fold: Any = None  # what to record when `_pending` is written
         self._fold_heads = Heads()
@@ -57,10 +69,14 @@ class Rows:
     def flushing(self) -> bool:
         return self._pending is not None
 
-    def start_flush(self) -> None:
-        """Begin to write all rows that are dirty now, in slices, one with each batch."""
+    def start_flush(self, *, anew: bool = False) -> None:
+        """Begin to write all rows that are dirty now, in slices, one with each batch.
+
+        Args:
+            anew: Begin again even if a flush is under way.
+        """
         here = self._here
-        if self._pending is not None:
+        if self._pending is not None and not anew:
             return
         here.seal()
         heads = here.log.applied
@@ -75,6 +91,12 @@ class Rows:
             self._declared(),
             tuple((w, o.predecessor, o.number, o.features) for w, o in sorted(here.writers.items())),
         )
+
+    @staticmethod
+    def _declarations(plain: Any) -> list[tuple[EventId, Event]]:
+        """Inverse of `_declared`, every field checked. Raises RemoteProtocolError."""
+        events = check_events(tuple((KIND_OF[Declared], *fields) for _, fields in plain))
+        return [(EventId(*event_id), event) for (event_id, _), event in zip(plain, events, strict=True)]
 
     def _declared(self) -> Any:
         return tuple(
@@ -163,17 +185,16 @@ class Rows:
 
     # The log's age -----------------------------------------------------------------------------
 
-    def mark(self, writer: WriterId, number: int, stamp_ms: int, size: int) -> None:
-        """A commit was stored."""
-        total = self._sizes[writer] = self._sizes.get(writer, 0) + size
+    def mark(self, commit: Commit) -> None:
+        """A commit is being stored, or was found on disk."""
+        writer, stamp_ms = commit.writer, commit.stamp >> 16
+        total = self._sizes[writer] = self._sizes.get(writer, 0) + len(commit.blob)
         marks = self._marks.setdefault(writer, deque())
-        spacing = max(1_000, self._here.settings.retention_ms // MARKS_KEPT)
-        if marks and stamp_ms - marks[-1].stamp_ms < spacing and len(marks) > 1:
-            marks[-1] = Mark(number, marks[-1].stamp_ms, total)
-            return
-        marks.append(Mark(number, stamp_ms, total))
-        if len(marks) > 4 * MARKS_KEPT:
-            marks.popleft()
+        spacing_ms = max(SPACING_MS_MIN, self._here.settings.retention_ms // MARKS_KEPT)
+        since_ms = stamp_ms
+        if marks and stamp_ms - marks[-1].since_ms < spacing_ms:
+            since_ms = marks.pop().since_ms
+        marks.append(Mark(since_ms, commit.number, commit.stamp, commit.hash, total))
 
     def drop_old(self) -> None:
         """Drop commits that every member has, that are folded and visited, and are past retention."""
@@ -182,30 +203,65 @@ class Rows:
         latest = here.now.wall_ms - here.settings.retention_ms
         for writer, marks in sorted(self._marks.items()):
             upto = min(stable[writer], done.get(writer, 0), self.folded[writer], here.log.durable_applied[writer])
-            floor, freed = self.floor.get(writer, 0), 0
-            # A mark's time is that of its first commit, so the next mark's time bounds all of it.
-            while len(marks) > 1 and marks[0].number <= upto and marks[1].stamp_ms < latest:
-                floor, freed = marks[0].number, marks[0].bytes
-                marks.popleft()
-            if len(marks) == 1 and marks[0].number <= upto and self._quiet_ms(marks[0]) > here.settings.retention_ms:
-                floor, freed = marks[0].number, marks[0].bytes
-                marks.popleft()
-            if floor > self.floor.get(writer, 0):
-                self.floor[writer] = floor
-                here.outbox.next.drop.append((here.domain, writer, floor))
-                here.outbox.next.meta[f"floor/{here.domain}"] = codec.encode(tuple(sorted(self.floor.items())))
-                here.commit_bytes -= freed
-                self._sizes[writer] -= freed
-                for mark in marks:
-                    mark.bytes -= freed
-                here.notify("info", "log.dropped", writer=writer, upto=floor, bytes=freed)
+            old: Mark | None = None
+            while marks and marks[0].number <= upto and marks[0].stamp >> 16 < latest:
+                old = marks.popleft()
+            if old is None:
+                continue
+            self.floor[writer] = Floor(old.number, old.hash, old.stamp)
+            here.outbox.next.drop.append((here.domain, writer, old.number))
+            here.outbox.next.meta[f"floor/{here.domain}"] = codec.encode(self._floor_state())
+            here.commit_bytes -= old.bytes
+            self._sizes[writer] -= old.bytes
+            self._marks[writer] = deque(mark._replace(bytes=mark.bytes - old.bytes) for mark in marks)
+            here.notify("info", "log.dropped", writer=writer, upto=old.number, bytes=old.bytes)
 
-    def _quiet_ms(self, mark: Mark) -> int:
-        return self._here.now.wall_ms - mark.stamp_ms
+    def _floor_state(self) -> Any:
+        """The floor in the form of `DomainLog.export_state`."""
+        return (1, self._here.domain, tuple((w, *floor) for w, floor in sorted(self.floor.items())))
+
+    @property
+    def floor_heads(self) -> Heads:
+        """What was dropped here: a peer that lacks any of it must take a snapshot."""
+        return Heads({writer: floor.number for writer, floor in self.floor.items()})
+
+    # Snapshots ---------------------------------------------------------------------------------
+
+    def snapshot_state(self) -> bytes:
+        """What a peer needs beside all task rows to go on from our floor.
+
+        From the floor and not from the heads: what lies between is still in the log, so the peer
+        pulls and visits it as usual, and joining facts that its rows hold already is harmless.
+        """
+        here = self._here
+        documents = tuple((row.task, row.name, row.state) for row in here.documents.rows(here.domain))
+        return codec.encode((FOLD_VERSION, self._floor_state(), self._declared(), documents))
+
+    def adopt(self, state: bytes) -> None:
+        """Go on from the floor of the peer whose rows were joined.
+
+        Raises:
+            RemoteProtocolError, CorruptLogError: It is not such a state; nothing was adopted.
+        """
+        here = self._here
+        plain: Any = codec.decode(state, bytes_max=FOLD_BYTES_MAX)
+        if type(plain) is not tuple or len(plain) != 4 or plain[0] != FOLD_VERSION:
+            raise CorruptLogError("a peer's snapshot has another form than this version's")
+        _, floor, declared, documents = plain
+        for event_id, event in self._declarations(declared):
+            here.fold(event_id, event)
+        for task, name, content in documents:
+            here.documents.join((here.domain, task, name), content)
+        here.log.adopt(floor)
+        for writer, number, last_hash, stamp in floor[2]:
+            if number > self.floor.get(writer, Floor(0, b"", 0)).number:
+                self.floor[writer] = Floor(number, last_hash, stamp)
+            self._settlement.skip(writer, number)
+        here.outbox.next.meta[f"floor/{here.domain}"] = codec.encode(self._floor_state())
 
     def _log_shape(self) -> Any:
         return tuple(
-            (writer, self._sizes.get(writer, 0), tuple((m.number, m.stamp_ms, m.bytes) for m in marks))
+            (writer, self._sizes.get(writer, 0), tuple(tuple(mark) for mark in marks))
             for writer, marks in sorted(self._marks.items())
         )
 
@@ -213,16 +269,13 @@ class Rows:
 
     def restore(self, meta: Mapping[str, bytes]) -> None:
         """Take up where the last durable fold left off. Call once, before any row or commit."""
-        from crdtsync.events import Declared, WriterOpened
-        from crdtsync.identifiers import EventId
-        from crdtsync.log.shapes import options_from_plain
-
         here = self._here
         if f"digest/{here.domain}" in meta:
             self.digest = Digest(meta[f"digest/{here.domain}"])
             here.table.digest = Digest(meta[f"digest/{here.domain}"])
         if f"floor/{here.domain}" in meta:
-            self.floor = dict(codec.decode(meta[f"floor/{here.domain}"], bytes_max=FOLD_BYTES_MAX))  # type: ignore[arg-type]
+            floor: Any = codec.decode(meta[f"floor/{here.domain}"], bytes_max=FOLD_BYTES_MAX)
+            self.floor = {writer: Floor(*rest) for writer, *rest in floor[2]}
         packed = meta.get(f"fold/{here.domain}")
         evidence: Any = ()
         if f"evidence/{here.domain}" in meta:
@@ -236,8 +289,8 @@ class Rows:
         here.log.restore(state, evidence)
         self.folded = here.log.applied
         self._settlement.restore(dict(visited))
-        for plain_id, (name, app, queue, priority, options) in declared:
-            here.fold(EventId(*plain_id), Declared(name, app, queue, priority, options_from_plain(options)))
+        for event_id, event in self._declarations(declared):
+            here.fold(event_id, event)
         for writer, predecessor, number, features in writers:
             if node_of(writer) == node_of(here.writer):
                 here.writers[writer] = WriterOpened(predecessor, number, features)

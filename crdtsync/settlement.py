@@ -24,9 +24,7 @@ VISITS_PER_TURN: Final = 1_000  # tasks visited per turn, so that a heal never h
 
 
 class Settlement:
-    def __init__(
-        self, here: RegionState, require: Callable[[Iterable[TaskId], Callable[[], None]], None]
-    ) -> None:
+    def __init__(self, here: RegionState, require: Callable[[Iterable[TaskId], Callable[[], None]], None]) -> None:
         self._here = here
         self._require = require
         self._remembered: dict[WriterId, deque[tuple[int, tuple[TaskId, ...]]]] = {}
@@ -60,6 +58,11 @@ class Settlement:
     def restore(self, visited: dict[WriterId, int]) -> None:
         self.visited = dict(visited)
         self._safe = dict(visited)
+
+    def skip(self, writer: WriterId, number: int) -> None:
+        """Commits up to `number` were visited by the peer whose snapshot we took."""
+        if number > self.visited.get(writer, 0):
+            self.visited[writer] = number
 
     def advance(self) -> bool:
         """Visit what has become stable. True if there is more to do in the next turn."""

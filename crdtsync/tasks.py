@@ -79,9 +79,7 @@ class TaskTable:
 
     def missing(self, tasks: Iterable[TaskId]) -> set[TaskId]:
         """Which of these may be on disk and are not in memory."""
-        return {
-            t for t in tasks if t not in self._tasks and t not in self._absent and self.known.may_contain(t)
-        }
+        return {t for t in tasks if t not in self._tasks and t not in self._absent and self.known.may_contain(t)}
 
     def is_absent(self, task: TaskId) -> None:
         """The disk has no row for `task`, so nobody needs to ask again."""

@@ -221,5 +221,6 @@ class WorkerRequests:
 
         self._with(command.attempt, ticket, end)
 
+
 PROGRESS_CHARS_MAX: Final = 1_000
 GONE_GRACE_MS: Final = 1_500  # a dropped connection of a living worker is back within its reconnect backoff

@@ -151,6 +151,7 @@ class Node:
 
         match effect:
             case e.Persist():
+
                 def written(replica: Replica) -> None:
                     now_or_never(self.store.append(effect))
                     replica.persisted(effect.batch, self.now)
@@ -443,7 +444,7 @@ class Cluster:
 
     def digests(self) -> set[str]:
         return {
-            (node.replica._here.table.digest.hex(), str(node.replica._here.log.applied))  # noqa: SLF001
+            (node.replica._here.table.digest.hex(), str(node.replica._here.log.applied))
             for node in self.nodes.values()
             if node.replica is not None
         }  # type: ignore[return-value]

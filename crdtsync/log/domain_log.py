@@ -29,7 +29,7 @@ from typing import Any, Final
 from crdtsync.clock import COUNTER_BITS, MAX_SKEW_MS
 from crdtsync.errors import CorruptLogError, LocalProtocolError, RemoteProtocolError
 from crdtsync.events import Event, Plain
-from crdtsync.identifiers import Domain, WriterId
+from crdtsync.identifiers import Domain, RegionId, WriterId, region_of
 from crdtsync.log.commit import HASH_BYTES, NO_HASH, PREFIX_BYTES, Commit, commit_hash, decode_commit, seal
 from crdtsync.log.gap_buffer import GapBuffer
 from crdtsync.log.heads import Heads, RunningHeads, Span
@@ -75,6 +75,7 @@ class DomainLog:
     Args:
         writer: Who appends here. It must be new: a writer found in the restored state is refused.
         max_skew_ms: How far a stamp may be ahead of own time to be applied.
+        members: The regions whose writers are believed; none given means that the caller looks.
     """
 
     def __init__(
@@ -84,10 +85,12 @@ class DomainLog:
         *,
         limits: LogLimits = DEFAULT_LIMITS,
         max_skew_ms: int = MAX_SKEW_MS,
+        members: Iterable[RegionId] = (),
     ) -> None:
         self.domain = domain
         self.writer = writer
         self.limits = limits
+        self.members = frozenset(members)
         self.max_skew_ms = max_skew_ms
         self.quarantined: dict[WriterId, Evidence] = {}
         self._streams: dict[WriterId, _Stream] = {}
@@ -200,6 +203,8 @@ class DomainLog:
         if commit.domain != self.domain:
             reason = f"a commit of domain {commit.domain!r}, not {self.domain!r}"
             return Received(Verdict.REFUSED, refusal=Refusal.DOMAIN, reason=reason)
+        if self.members and region_of(writer) not in self.members:
+            return Received(Verdict.REFUSED, refusal=Refusal.STRANGER, reason=f"{writer} is of no member")
         if writer in self.quarantined:
             return Received(Verdict.REFUSED, refusal=Refusal.QUARANTINED, reason=f"{writer} is quarantined")
         if writer not in self._streams and len(self._streams) >= self.limits.writers_max:

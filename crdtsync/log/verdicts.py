@@ -32,6 +32,8 @@ class Refusal(StrEnum):
     DOMAIN = "domain"
     #: Its writer is quarantined.
     QUARANTINED = "quarantined"
+    #: Its writer belongs to no member.
+    STRANGER = "stranger"
     #: A buffer or the number of writers is at its limit. It is pulled again later.
     OVERFLOW = "overflow"
 

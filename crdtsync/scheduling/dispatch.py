@@ -10,16 +10,16 @@ from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from crdtsync import lifecycle
-from crdtsync.undoing import continuation, effect_root, inherited_effects, newest_checkpoint
 from crdtsync.effects import Assignment, Run, Stop
 from crdtsync.events import Claimed, Ended
 from crdtsync.identifiers import AttemptId, EventId, TaskId, WorkerId
 from crdtsync.protocol.codec import encode_value
 from crdtsync.region import RegionState
-from crdtsync.task_view import TaskView
 from crdtsync.scheduling.ready import Lane, ReadyQueue
 from crdtsync.scheduling.workers import Worker, Workers
+from crdtsync.task_view import TaskView
 from crdtsync.tasks import Task
+from crdtsync.undoing import continuation, effect_root, inherited_effects, newest_checkpoint
 from crdtsync.workflow.dependencies import Dependencies
 
 CLAIMS_PER_TURN: Final = 500  # so that one input never holds the loop for long

@@ -15,9 +15,9 @@ from crdtsync import lifecycle
 from crdtsync.events import Offered, TermOpened, Withdrawn
 from crdtsync.identifiers import RegionId, TaskId
 from crdtsync.region import RegionState
-from crdtsync.task_view import TaskView
 from crdtsync.scheduling.placement import may_take_over, next_taker
 from crdtsync.scheduling.ready import Lane
+from crdtsync.task_view import TaskView
 from crdtsync.tasks import Task
 
 TAKEOVERS_PER_TURN: Final = 200  # terms opened by one tick; the rest follow in the next ones
@@ -121,7 +121,12 @@ class Handover:
     def accept(self, task: Task, view: TaskView) -> bool:
         """Accept an offer made to this region, if it can run the task."""
         offer = view.offer
-        if offer is None or offer.region != self._here.me or self.draining or not lifecycle.may_accept(view, self._here.me):
+        if (
+            offer is None
+            or offer.region != self._here.me
+            or self.draining
+            or not lifecycle.may_accept(view, self._here.me)
+        ):
             return False
         assert view.submitted is not None
         if not self._serves((view.submitted.queue, view.submitted.name)):

@@ -59,9 +59,7 @@ def may_take_over(
     return False
 
 
-def next_taker(
-    task: TaskId, me: RegionId, members: Iterable[RegionId], willing: Iterable[RegionId]
-) -> RegionId | None:
+def next_taker(task: TaskId, me: RegionId, members: Iterable[RegionId], willing: Iterable[RegionId]) -> RegionId | None:
     """The first region in the task's order, other than me, among those willing to take it."""
     ready = set(willing)
     return next((r for r in rendezvous_order(task, members) if r != me and r in ready), None)

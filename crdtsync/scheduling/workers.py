@@ -5,7 +5,6 @@ Decides nothing about tasks: it answers who may take one, and who has gone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from crdtsync.commands import WorkerHello
@@ -51,8 +50,8 @@ class Workers:
         self._workers: dict[WorkerId, Worker] = {}
         self.running: dict[AttemptId, Running] = {}
 
-    def __iter__(self) -> Iterable[Worker]:  # type: ignore[override]
-        return iter(self._workers.values())
+    def all(self) -> list[Worker]:
+        return list(self._workers.values())
 
     def __len__(self) -> int:
         return len(self._workers)

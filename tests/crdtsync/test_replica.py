@@ -52,13 +52,13 @@ def test_a_submission_is_acknowledged_only_once_it_is_on_disk() -> None:
 def test_what_arrives_during_one_fsync_shares_the_next() -> None:
     cluster = Cluster("eu", tasks={"noop": succeed}, credits=50)
     node = cluster.nodes["eu"]
-    before = len(node.store._commits)  # noqa: SLF001
+    before = len(node.store._commits)
     for number in range(50):
         spec = c.TaskSpec(name="noop", payload=b"\x82\x80\xa0", id=bytes([number]) * 16)
         node.feed(lambda replica, spec=spec, number=number: replica.submit(c.Submit((spec,)), node.now, number))
     cluster.run_for(200)
     assert all(number in node.answers for number in range(50))
-    assert len(node.store._commits) - before <= 6  # noqa: SLF001  # submissions, claims and ends of fifty tasks
+    assert len(node.store._commits) - before <= 6  # submissions, claims and ends of fifty tasks
 
 
 def test_failures_are_retried_with_backoff_and_then_succeed() -> None:
@@ -98,7 +98,9 @@ def test_requeue_is_refused_unless_dead() -> None:
 
 
 def test_a_non_retryable_failure_is_not_retried() -> None:
-    cluster = Cluster("eu", tasks={"bad": lambda a: Outcome("failed")}, declare={"bad": {"non_retryable": ("TestError",)}})
+    cluster = Cluster(
+        "eu", tasks={"bad": lambda a: Outcome("failed")}, declare={"bad": {"non_retryable": ("TestError",)}}
+    )
     task = cluster.submit("eu", "bad")
     cluster.run_for(5_000)
     record = cluster.show("eu", task)

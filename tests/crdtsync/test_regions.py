@@ -1,0 +1,345 @@
+"""Three regions that are cut from each other and heal: what holds, during and after."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from crdtsync import commands as c
+from crdtsync import effects as e
+from crdtsync.identifiers import RegionId
+from crdtsync.scheduling.placement import rendezvous_order
+from tests.cluster import AskError, Cluster, Outcome, succeed
+
+REGIONS = ("eu", "us", "ap")
+
+
+def slow(assignment: e.Assignment) -> Outcome:
+    return Outcome(after_ms=6_000, value=f"by {assignment.region}")
+
+
+def settled_everywhere(cluster: Cluster, task: bytes) -> bool:
+    return all(cluster.show(region, task)["settled"] for region in cluster.nodes)
+
+
+def test_every_region_learns_of_a_task_and_of_its_end() -> None:
+    cluster = Cluster(*REGIONS)
+    task = cluster.submit("eu")
+    cluster.run_for(2_000)
+    assert {cluster.state(region, task) for region in REGIONS} == {"succeeded"}
+    assert len(cluster.started) == 1
+    assert settled_everywhere(cluster, task)
+
+
+def test_a_named_owner_runs_it_wherever_it_was_submitted() -> None:
+    cluster = Cluster(*REGIONS)
+    task = cluster.submit("eu", region="ap")
+    cluster.run_for(2_000)
+    assert [region for _, region, a in cluster.started if a.task == task] == ["ap"]
+
+
+def test_spread_follows_the_rendezvous_order() -> None:
+    cluster = Cluster(*REGIONS)
+    tasks = [cluster.submit("eu", region="spread") for _ in range(30)]
+    cluster.run_for(3_000)
+    ran = {a.task: region for _, region, a in cluster.started}
+    members = tuple(RegionId(region) for region in REGIONS)
+    assert all(ran[task] == rendezvous_order(task, members)[0] for task in tasks)
+    assert len(set(ran.values())) == 3
+
+
+def test_a_region_cut_off_from_all_still_accepts_and_finishes_work() -> None:
+    cluster = Cluster(*REGIONS)
+    cluster.isolate("us")
+    cluster.run_for(500)
+    task = cluster.submit("us")
+    cluster.run_for(1_000)
+    record = cluster.show("us", task)
+    assert (record["state"], record["settled"]) == ("succeeded", False)
+    cluster.heal()
+    assert cluster.converge()
+    cluster.run_for(3_000)
+    assert settled_everywhere(cluster, task)
+
+
+def test_wait_tasks_stay_with_a_silent_owner_and_say_why() -> None:
+    cluster = Cluster(*REGIONS)
+    cluster.isolate("us")
+    task = cluster.submit("eu", region="us", partition="wait")
+    cluster.run_for(20_000)
+    record = cluster.show("eu", task)
+    assert record["state"] == "waiting"
+    assert "partition=wait" in record["waiting_for"]
+    cluster.heal()
+    cluster.run_for(5_000)
+    assert cluster.state("eu", task) == "succeeded"
+
+
+def test_a_takeover_runs_on_both_sides_with_one_outcome_and_one_refund() -> None:
+    tasks = {
+        "charge": lambda a: Outcome(after_ms=8_000, value=a.region, effects={f"charge-{a.region}": a.region}),
+        "refund": succeed,
+    }
+    cluster = Cluster(*REGIONS, tasks=tasks, declare={"charge": {"compensate": "refund"}})
+    cluster.isolate("us")
+    task = cluster.submit("us", "charge")
+    other = cluster.submit("eu", "charge", region="us")
+    cluster.run_for(12_000)
+    cluster.heal()
+    assert cluster.converge()
+    cluster.run_for(10_000)
+    assert cluster.converge()
+    assert {cluster.state(region, task) for region in REGIONS} == {"succeeded"}
+    assert {cluster.state(region, other) for region in REGIONS} == {"succeeded"}
+    assert len({str(cluster.show(region, other)) for region in REGIONS}) == 1
+    assert not cluster.alarms()
+
+
+def test_both_sides_of_a_cut_run_the_task_that_had_reached_both_and_the_loser_is_undone_once() -> None:
+    tasks = {
+        "charge": lambda a: Outcome(after_ms=8_000, value=a.region, effects={f"charge-{a.region}": a.region}),
+        "refund": succeed,
+    }
+    cluster = Cluster(*REGIONS, tasks=tasks, declare={"charge": {"compensate": "refund"}})
+    task = cluster.submit("eu", "charge", region="us", delay_ms=1_000)
+    cluster.run_for(900)
+    cluster.isolate("us")
+    cluster.run_for(20_000)
+    assert sorted(region for _, region, a in cluster.started if a.task == task)[-1] == "us"
+    assert len([a for _, _, a in cluster.started if a.task == task]) == 2
+    cluster.heal()
+    assert cluster.converge()
+    cluster.run_for(10_000)
+    undone = [a for _, _, a in cluster.started if a.name == "refund"]
+    assert len(undone) == 1
+    conflicts = cluster.nodes[RegionId("ap")].ask(c.ListConflicts())
+    assert [(r["kind"], r["compensations"][0]["state"]) for r in conflicts] == [("double_success", "succeeded")]
+    texts = {cluster.explain(region, task) for region in REGIONS}
+    assert len(texts) == 1
+    record = cluster.show("eu", task)
+    winner = next(a for a in record["attempts"] if a["number"] == record["winner"])
+    assert winner["region"] == "us"  # it claimed first
+
+
+def test_a_relayed_sign_of_life_is_no_silence() -> None:
+    """One dead link of a mesh must not let a region be taken over."""
+    cluster = Cluster(*REGIONS, tasks={"slow": slow})
+    task = cluster.submit("eu", "slow", region="us", delay_ms=20_000)
+    cluster.cut("eu", "us")
+    cluster.run_for(15_000)
+    assert cluster.show("eu", task)["term"] == 0
+    cluster.run_for(20_000)
+    assert cluster.state("eu", task) == "succeeded"
+    assert [region for _, region, a in cluster.started if a.task == task] == ["us"]
+
+
+def test_a_cancel_on_one_side_and_a_success_on_the_other_end_alike_everywhere() -> None:
+    cluster = Cluster(*REGIONS, tasks={"slow": slow})
+    task = cluster.submit("eu", "slow")
+    cluster.run_for(300)
+    cluster.isolate("eu")
+    cluster.run_for(300)
+    cluster.nodes[RegionId("us")].ask(c.Cancel(task))
+    cluster.run_for(10_000)
+    cluster.heal()
+    assert cluster.converge()
+    assert {cluster.state(region, task) for region in REGIONS} == {"succeeded"}
+    assert {r["kind"] for r in cluster.nodes[RegionId("eu")].ask(c.ListConflicts())} >= {"success_against_cancel"}
+
+
+def test_one_key_on_both_sides_is_one_task_after_the_heal() -> None:
+    cluster = Cluster(*REGIONS)
+    cluster.isolate("us")
+    one = cluster.submit("eu", "noop", 1, key="order-7")
+    two = cluster.submit("us", "noop", 1, key="order-7")
+    assert one == two
+    cluster.run_for(2_000)
+    cluster.heal()
+    assert cluster.converge()
+    assert {cluster.state(region, one) for region in REGIONS} == {"succeeded"}
+    assert len(cluster.nodes[RegionId("ap")].ask(c.ListTasks(limit=0))) == 1
+
+
+def test_another_payload_under_one_key_loses_and_is_shown() -> None:
+    cluster = Cluster(*REGIONS)
+    cluster.isolate("us")
+    task = cluster.submit("eu", "noop", 1, key="k", delay_ms=60_000)
+    cluster.submit("us", "noop", 2, key="k", delay_ms=60_000)
+    with pytest.raises(AskError) as refused:
+        cluster.submit("us", "noop", 3, key="k")
+    assert refused.value.code == "duplicate"
+    cluster.heal()
+    assert cluster.converge()
+    assert {tuple(cluster.show(region, task)["args"]) for region in REGIONS} == {(1,)}
+    kinds = [r["kind"] for r in cluster.nodes[RegionId("us")].ask(c.ListConflicts())]
+    assert kinds == ["duplicate_submission"]
+
+
+def test_a_drained_region_hands_its_work_over() -> None:
+    cluster = Cluster(*REGIONS, tasks={"noop": succeed})
+    tasks = [cluster.submit("eu", delay_ms=4_000, partition="wait") for _ in range(10)]
+    cluster.nodes[RegionId("eu")].ask(c.Drain())
+    cluster.run_for(10_000)
+    assert {cluster.state("eu", task) for task in tasks} == {"succeeded"}
+    assert "eu" not in {region for _, region, _ in cluster.started}
+
+
+def test_a_task_that_nobody_here_can_run_is_offered_to_a_region_that_can() -> None:
+    cluster = Cluster(*REGIONS, workers=False, declare={"noop": {"unserved_after_ms": 2_000}})
+    cluster.worker("us")
+    cluster.run_for(1_000)
+    task = cluster.submit("eu")
+    cluster.run_for(1_000)
+    assert "a worker in eu" in cluster.show("eu", task)["waiting_for"]
+    cluster.run_for(5_000)
+    assert cluster.state("eu", task) == "succeeded"
+    assert [region for _, region, _ in cluster.started] == ["us"]
+
+
+def test_nothing_acknowledged_is_lost_when_a_node_dies_before_it_could_tell_anybody() -> None:
+    cluster = Cluster(*REGIONS)
+    cluster.isolate("eu")
+    tasks = [cluster.submit("eu", delay_ms=1_000) for _ in range(20)]
+    cluster.crash("eu")
+    cluster.run_for(5_000)
+    cluster.heal()
+    cluster.restart("eu")
+    cluster.run_for(10_000)
+    assert cluster.converge()
+    assert {cluster.state(region, task) for task in tasks for region in REGIONS} == {"succeeded"}
+
+
+def test_a_disk_from_an_old_copy_recovers_its_own_tail_from_its_peers() -> None:
+    import copy
+
+    cluster = Cluster(*REGIONS)
+    node = cluster.nodes[RegionId("eu")]
+    cluster.submit("eu")
+    cluster.run_for(3_000)
+    old = copy.deepcopy(node.store)
+    tasks = [cluster.submit("eu") for _ in range(10)]
+    cluster.run_for(3_000)
+    cluster.crash("eu")
+    node.store = old
+    node.store._open = False  # the copy was taken from a running node
+    cluster.restart("eu")
+    late = cluster.submit("eu")
+    cluster.run_for(10_000)
+    assert cluster.converge()
+    assert {cluster.state(region, task) for task in [*tasks, late] for region in REGIONS} == {"succeeded"}
+    assert len([a for _, _, a in cluster.started if a.task in tasks]) == len(tasks)  # nothing ran again
+    assert {alarm.what for alarm in cluster.alarms()} == {"disk.behind"}
+
+
+def test_a_region_with_an_empty_disk_catches_up_from_a_snapshot() -> None:
+    from regions.storage.memory import MemoryStore
+
+    cluster = Cluster(*REGIONS, retention_ms=2_000)
+    tasks = [cluster.submit(region) for region in REGIONS for _ in range(20)]
+    cluster.run_for(15_000)
+    assert cluster.status("us")["commit_bytes"] < 3_000
+    cluster.crash("eu")
+    cluster.nodes[RegionId("eu")].store = MemoryStore()
+    cluster.restart("eu")
+    waiting = cluster.submit("us", delay_ms=500)
+    cluster.run_for(20_000)
+    assert cluster.converge()
+    assert {cluster.state("eu", task) for task in [*tasks, waiting]} == {"succeeded"}
+    assert len(cluster.nodes[RegionId("eu")].ask(c.ListTasks(limit=0))) == len(tasks) + 1
+    digests = {cluster.status(region)["digest"] for region in REGIONS}
+    assert len(digests) == 1
+
+
+def test_an_absent_member_delays_settling_but_memory_stays_small() -> None:
+    cluster = Cluster(*REGIONS, tasks={"noop": lambda a: Outcome(after_ms=1)}, credits=100, ended_kept_max=100)
+    cluster.isolate("ap")
+    for _ in range(50):
+        specs = tuple(c.TaskSpec(name="noop", payload=b"\x82\x80\xa0") for _ in range(40))
+        cluster.nodes[RegionId("eu")].ask(c.Submit(specs))
+    cluster.run_for(10_000)
+    assert cluster.status("eu")["tasks_in_memory"] <= 400
+    assert cluster.status("us")["tasks_in_memory"] <= 400
+    cluster.heal()
+    assert cluster.converge()
+    cluster.run_for(20_000)
+    for region in REGIONS:
+        assert cluster.status(region)["tasks_in_memory"] == 0
+        assert all(record["settled"] for record in cluster.nodes[RegionId(region)].ask(c.ListTasks(limit=0)))
+
+
+def test_a_cut_survives_a_restart_of_the_node_and_leaves_other_pairs_alone() -> None:
+    cluster = Cluster(*REGIONS)
+    cluster.nodes[RegionId("eu")].ask(c.CutLinks(("us",)))
+    cluster.run_for(1_000)
+    cluster.restart("eu")
+    cluster.run_for(3_000)
+    status = {r["region"]: r["status"] for r in cluster.nodes[RegionId("eu")].ask(c.ListRegions())}
+    assert status["us"] == "cut"
+    assert status["ap"] == "up"
+    cluster.nodes[RegionId("eu")].ask(c.HealLinks())
+    cluster.run_for(3_000)
+    status = {r["region"]: r["status"] for r in cluster.nodes[RegionId("eu")].ask(c.ListRegions())}
+    assert status["us"] == "up"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_cuts_crashes_and_work_end_in_one_state_with_nothing_lost(seed: int) -> None:
+    draw = random.Random(seed)
+    calls: dict[bytes, int] = {}
+
+    def work(assignment: e.Assignment) -> Outcome:
+        calls[assignment.task] = calls.get(assignment.task, 0) + 1
+        after_ms = draw.choice((1, 20, 300, 2_000))
+        return Outcome(after_ms=after_ms, value=assignment.region, effects={f"e-{calls[assignment.task]}": 1})
+
+    cluster = Cluster(
+        *REGIONS, tasks={"work": work, "undo": succeed}, declare={"work": {"compensate": "undo", "lost_max": 100}}
+    )
+    accepted: list[bytes] = []
+    down: set[str] = set()
+    for _ in range(60):
+        roll = draw.random()
+        if roll < 0.6:
+            alive = [region for region in REGIONS if region not in down]
+            if alive:
+                at = draw.choice(alive)
+                parents = tuple(task for task in accepted[-2:] if draw.random() < 0.2)
+                options = {
+                    "region": draw.choice(("here", "spread", *REGIONS)),
+                    "partition": draw.choice(("wait", "takeover")),
+                }
+                try:
+                    accepted.append(cluster.submit(at, "work", after=parents, **options))
+                except AskError as refused:
+                    assert refused.code in ("dependency", "undeclared")
+        elif roll < 0.75:
+            cluster.cut(*draw.sample(REGIONS, 2))
+        elif roll < 0.85:
+            cluster.heal()
+        elif roll < 0.93 and len(down) < 2:
+            region = draw.choice(REGIONS)
+            if region not in down:
+                cluster.crash(region)
+                down.add(region)
+        elif down:
+            region = down.pop()
+            cluster.restart(region)
+        cluster.run_for(draw.choice((50, 400, 2_000)))
+    cluster.heal()
+    for region in sorted(down):
+        cluster.restart(region)
+    cluster.run_for(30_000)
+    assert cluster.converge()
+    cluster.run_for(30_000)
+    assert cluster.converge()
+    for task in accepted:
+        records = {str(cluster.show(region, task)) for region in REGIONS}
+        assert len(records) == 1, records
+        record = cluster.show("eu", task)
+        assert record["state"] == "succeeded", record
+        assert record["settled"], record
+    assert len({cluster.status(region)["digest"] for region in REGIONS}) == 1
+    for conflict in cluster.nodes[RegionId("eu")].ask(c.ListConflicts()):
+        assert all(undo["state"] == "succeeded" for undo in conflict["compensations"]), conflict
+    assert not [alarm for alarm in cluster.alarms() if alarm.what != "disk.behind"]
