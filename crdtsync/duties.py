@@ -228,6 +228,7 @@ class Duties:
             "region": undo.region,
             "result": None if undo.result is None else decode_value(undo.result),
             "effects": {name: decode_value(result) for name, result in undo.effects},
+            "inherited": sorted(undoing.inherited_names(task.facts, undo.attempt)),
             "key": undo_id.hex(),
         }
         here.write(

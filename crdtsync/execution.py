@@ -47,6 +47,28 @@ class AttemptStoppedError(CrdtSyncError):
     code = "stopped"
 
 
+class NothingToUndoError(CrdtSyncError):
+    """The losing attempt inherited this effect, and the outcome rests on it: it must stand.
+
+    A compensation that ends with this has done its work: there was nothing of the attempt's own.
+    """
+
+    code = "nothing_to_undo"
+
+
+class OwnEffects(dict[str, Any]):
+    """An attempt's own effects. Asking for one that it merely inherited says that it must not be undone."""
+
+    def __init__(self, own: dict[str, Any], inherited: Iterable[str]) -> None:
+        super().__init__(own)
+        self.inherited = frozenset(inherited)
+
+    def __missing__(self, name: str) -> Any:
+        if name in self.inherited:
+            raise NothingToUndoError(f"effect {name!r} was done by an earlier attempt, and the outcome rests on it")
+        raise KeyError(name)
+
+
 @dataclass(frozen=True, slots=True)
 class LostAttempt:
     """The second argument of a compensation handler: what is to be undone.
@@ -56,7 +78,8 @@ class LostAttempt:
         attempt: The attempt's number, as `task show` prints it.
         region: Where it ran.
         result: What it returned, None unless it succeeded.
-        effects: Its own effects by name, with their recorded results. What it inherited is not among them.
+        effects: Its own effects by name, with their recorded results. What it inherited is not among them: asking
+            for that raises `NothingToUndoError`, and a handler that lets it pass has rightly undone nothing.
         key: The same for every attempt at this compensation: give it to a sink that knows idempotency keys.
     """
 
@@ -208,6 +231,8 @@ class AttemptRun:
 
     def raised(self, error: BaseException) -> Complete:
         """The handler raised. What it raises because the attempt was stopped is no failure of the task."""
+        if isinstance(error, NothingToUndoError) and self.assignment.undoes is not None:
+            return self.succeeded(None)
         if isinstance(error, AttemptStoppedError) or self.stopped_hard:
             return self.lost(self.stop_reason or "stopped")
         return self._failed(error, retryable=not self._is_permanent(error))
@@ -269,7 +294,9 @@ def decode_lost_attempt(data: bytes) -> LostAttempt:
             "effects": dict() as effects,
             **others,
         }:
-            return LostAttempt(task_id, number, region, result, effects, str(others.get("key", "")))
+            inherited = others.get("inherited")
+            own = OwnEffects(effects, inherited if isinstance(inherited, list) else ())
+            return LostAttempt(task_id, number, region, result, own, str(others.get("key", "")))
     raise RemoteProtocolError("not a lost attempt: expected task_id, attempt, region, result and effects")
 
 

@@ -162,6 +162,16 @@ def inherited_effects(facts: Facts, continued: AttemptId) -> tuple[Effect, ...]:
     return (*inherited, *own_effects(attempt))
 
 
+def inherited_names(facts: Facts, attempt: AttemptId) -> frozenset[str]:
+    """The names of the effects that an attempt inherited: they are not its own, and not undone with it."""
+    known = facts.attempt(attempt)
+    if known is None or known.claim is None:
+        return frozenset()
+    relies = frozenset(known.claim.relies)
+    effects = [effect for other in facts.attempts for effect in own_effects(other)]
+    return frozenset(effect.name for effect in effects if not relies.isdisjoint(effect.ids))
+
+
 def newest_checkpoint(facts: Facts, attempt: AttemptId) -> Checkpointed | None:
     """The checkpoint from which `attempt` resumes: the newest of it and of those that it continues."""
     found = [known.checkpoint for known in chain(facts, attempt) if known.checkpoint is not None]

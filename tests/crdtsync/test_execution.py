@@ -29,6 +29,7 @@ from crdtsync.execution import (
     FINAL_STOPS,
     AttemptRun,
     LostAttempt,
+    NothingToUndoError,
     decode_lost_attempt,
     encode_error,
 )
@@ -415,3 +416,23 @@ def test_a_payload_that_is_none_is_refused(payload: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         decode_arguments(payload)
     assert decode_arguments(b"") == ([], {})
+
+
+def test_asking_for_an_inherited_effect_undoes_nothing_and_is_no_failure() -> None:
+    """The refund of an attempt that had not charged itself must not refund the charge that stands."""
+    losing = {
+        "task_id": "00" * 16,
+        "attempt": 2,
+        "region": "eu",
+        "result": "ch-1",
+        "effects": {"own": 1},
+        "inherited": ["charge"],
+    }
+    run = attempt(lambda ctx, charged: None, undoes=encode_value(losing))
+    _, (charged,), _ = run.invocation()
+    assert charged.effects["own"] == 1
+    with pytest.raises(NothingToUndoError) as raised:
+        charged.effects["charge"]
+    assert run.raised(raised.value).outcome == "ok"
+    with pytest.raises(KeyError):
+        charged.effects["typo"]

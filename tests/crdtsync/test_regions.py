@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from typing import Any
 
 import pytest
 
 from crdtsync import commands as c
 from crdtsync import effects as e
 from crdtsync.identifiers import RegionId
+from crdtsync.protocol.codec import decode_value
 from crdtsync.scheduling.placement import rendezvous_order
+from regions.storage.memory import MemoryStore
 from tests.cluster import AskError, Cluster, Outcome, succeed
 
 REGIONS = ("eu", "us", "ap")
@@ -211,8 +215,6 @@ def test_nothing_acknowledged_is_lost_when_a_node_dies_before_it_could_tell_anyb
 
 
 def test_a_disk_from_an_old_copy_recovers_its_own_tail_from_its_peers() -> None:
-    import copy
-
     cluster = Cluster(*REGIONS)
     node = cluster.nodes[RegionId("eu")]
     cluster.submit("eu")
@@ -233,8 +235,6 @@ def test_a_disk_from_an_old_copy_recovers_its_own_tail_from_its_peers() -> None:
 
 
 def test_a_region_with_an_empty_disk_catches_up_from_a_snapshot() -> None:
-    from regions.storage.memory import MemoryStore
-
     cluster = Cluster(*REGIONS, retention_ms=2_000)
     tasks = [cluster.submit(region) for region in REGIONS for _ in range(20)]
     cluster.run_for(15_000)
@@ -343,3 +343,24 @@ def test_random_cuts_crashes_and_work_end_in_one_state_with_nothing_lost(seed: i
     for conflict in cluster.nodes[RegionId("eu")].ask(c.ListConflicts()):
         assert all(undo["state"] == "succeeded" for undo in conflict["compensations"]), conflict
     assert not [alarm for alarm in cluster.alarms() if alarm.what != "disk.behind"]
+
+
+def test_a_loser_that_only_inherited_is_told_what_it_must_not_undo() -> None:
+    """Its compensation gets the names of what it inherited, on which the winner relies."""
+    told: list[Any] = []
+
+    def refund(assignment: e.Assignment) -> Outcome:
+        told.append(decode_value(assignment.undoes or b""))
+        return Outcome()
+
+    tasks = {"charge": lambda a: Outcome(after_ms=8_000, value=a.region, effects={"charge": "ch-1"}), "refund": refund}
+    cluster = Cluster(*REGIONS, tasks=tasks, declare={"charge": {"compensate": "refund"}})
+    cluster.submit("us", "charge")
+    cluster.run_for(500)
+    cluster.isolate("us")
+    cluster.run_for(20_000)
+    cluster.heal()
+    assert cluster.converge()
+    cluster.run_for(10_000)
+    assert len(cluster.sink) == 1
+    assert [(t["effects"], t["inherited"]) for t in told] == [({}, ["charge"])]
