@@ -335,6 +335,7 @@ def _configure(plan: Plan, place: Place, places: list[Place]) -> None:
         plan.log_level,
         *supervisor,
     ]
+    worker += ["--drain-timeout", str(DRAIN_TIMEOUT_S)]
     if plan.concurrency is not None:
         worker += ["--concurrency", str(plan.concurrency)]
     place.node = Child(f"{place.region} node", node)
