@@ -87,7 +87,7 @@ class Duplex(Protocol):
 
 T = TypeVar("T")
 Dial: TypeAlias = Callable[[], Awaitable[Duplex]]
-LOST: Final = object()  # what a wait is told, as a value that is not final, when its connection is lost
+LOST: Final = object()  # told as a value, not final, when the connection is lost and the request will be sent again
 GONE: Final = (OSError, EOFError, WebSocketException, TimeoutError)
 
 
@@ -260,16 +260,13 @@ class NodeConnection:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         parts: list[Any] = []
-        came_over = self.connections
 
         def settle(value: Any, error: CrdtSyncError | None, final: bool) -> None:
-            nonlocal came_over
             if future.done():
                 return
-            if came_over != self.connections:  # asked again: what came before is said anew
-                came_over = self.connections
+            if value is LOST:  # asked again: what came before is said anew
                 parts.clear()
-            if error is not None:
+            elif error is not None:
                 future.set_exception(error)
             elif not final:  # a list too long for one frame comes in parts, each a list
                 parts.extend(value)
@@ -326,8 +323,15 @@ class NodeConnection:
     # The loop --------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
+        try:
+            await self._keep_dialling()
+        except Exception as error:  # a bug here must not leave everybody waiting in silence
+            log.exception("connection to %s failed", self._where)
+            self._fail(CrdtSyncError(f"the connection to {self._where} failed: {error!r}"))
+
+    async def _keep_dialling(self) -> None:
         failures = 0
-        while True:
+        while self._fatal is None:
             began = self.connections
             try:
                 await self._serve_one()
@@ -338,16 +342,11 @@ class NodeConnection:
                 reason = str(error) or type(error).__name__
                 self._last_error = UnreachableError(f"no node answers at {self._where}: {reason}", node=self._where)
                 log.debug("%s: %s", self._where, reason)
-            except Exception as error:  # a bug here must not leave everybody waiting in silence
-                log.exception("connection to %s failed", self._where)
-                self._fail(CrdtSyncError(f"the connection to {self._where} failed: {error!r}"))
-                return
-            if self._fatal is not None:
-                return
             failures = 1 if self.connections > began else failures + 1
             self._lost()
-            ceiling = min(BACKOFF_S_MAX, BACKOFF_S_BASE * 2 ** min(failures, 10))
-            await self._rest(random.uniform(ceiling / 2, ceiling))  # noqa: S311 - spreads load, guards nothing
+            if self._fatal is None:
+                ceiling = min(BACKOFF_S_MAX, BACKOFF_S_BASE * 2 ** min(failures, 10))
+                await self._rest(random.uniform(ceiling / 2, ceiling))  # noqa: S311 - spreads load, guards nothing
 
     async def _serve_one(self) -> None:
         """One connection, from dialling to its end, which is always an exception."""
@@ -481,8 +480,7 @@ class NodeConnection:
                 pending.sent = False
                 pending.since = self._down_since
                 again[pending.waits].append(pending)
-                if pending.waits:
-                    pending.settle(LOST, None, False)
+                pending.settle(LOST, None, False)
             else:
                 del self._pending[pending.id]
                 pending.settle(None, self._indefinite(), True)

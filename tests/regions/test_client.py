@@ -244,6 +244,43 @@ def test_waiting_goes_on_over_a_restart_of_the_node() -> None:
     run(scenario)
 
 
+def test_a_list_in_parts_is_joined_and_begun_anew_on_another_connection() -> None:
+    async def scenario() -> None:
+        async with FakeNode() as node, Client(node.url) as client:
+            node.script[c.ListTasks] = SILENCE
+            listing = asyncio.create_task(client.list(limit=0))
+            await node.until(lambda: node.of(c.ListTasks))
+            number = node.connections[0].requests[-1][0]
+            await node.connections[0].send(Response(number, [{"n": 1}], final=False))
+            await client.node_status()
+            node.cut()
+            await node.until(lambda: len(node.of(c.ListTasks)) == 2)
+            await node.connections[0].send(Response(number, [{"n": 1}, {"n": 2}], final=False))
+            await node.connections[0].send(Response(number, [{"n": 3}]))
+            assert await listing == [{"n": 1}, {"n": 2}, {"n": 3}]
+
+    run(scenario)
+
+
+def test_a_bug_in_a_callback_ends_the_connection_loudly(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with FakeNode() as node:
+            client = Client(node.url)
+            await client.connect()
+            node.script[c.Await] = SILENCE
+            waiting = asyncio.create_task(client.wait(TASK))
+            await node.until(lambda: node.of(c.Await))
+            client._connection.post(c.Status(), lambda *_: 1 / 0, repeat=Repeat.READ)
+            with pytest.raises(CrdtSyncError, match="division by zero"):
+                await waiting
+            with pytest.raises(CrdtSyncError, match="division by zero"):
+                await client.node_status()
+            await client.close()
+
+    run(scenario)
+    assert "division by zero" in caplog.text
+
+
 def test_many_submissions_share_frames_and_answers_keep_their_order() -> None:
     def answer(command: c.Submit) -> list[Any]:
         wrong = DuplicateTaskError("taken").record()
