@@ -127,7 +127,9 @@ def table(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> Iterable[str
 def cell(value: Any) -> str:
     """One value as people read it in a table."""
     match value:
-        case None | "" | [] | {}:
+        case None | "" | []:
+            return "-"
+        case dict() if not value:  # the pattern {} would match every mapping
             return "-"
         case True:
             return "yes"
