@@ -428,7 +428,7 @@ def test_asking_for_an_inherited_effect_undoes_nothing_and_is_no_failure() -> No
         "effects": {"own": 1},
         "inherited": ["charge"],
     }
-    run = attempt(lambda ctx, charged: None, undoes=encode_value(losing))
+    run = attempt(lambda _ctx, _charged: None, undoes=encode_value(losing))
     _, (charged,), _ = run.invocation()
     assert charged.effects["own"] == 1
     with pytest.raises(NothingToUndoError) as raised:
