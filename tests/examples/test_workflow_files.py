@@ -1,25 +1,13 @@
 """What the workflow example reads, and what it computes from it before anything runs."""
 
 import gzip
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 GIVEN = ROOT.parent / "shared" / "data" / "workflows"
-
-
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("scientific_workflow", ROOT / "examples/scientific_workflow.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 def write(path, content):
