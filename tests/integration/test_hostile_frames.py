@@ -47,7 +47,6 @@ def hostile(seed):
     yield "text"
     yield bytes(3 << 20)
     yield bytes(20 << 20)
-    yield cbor2.dumps([["q", 1, {"op": "Submit", "specs": [{"name": "x" * 300_000, "payload": b""}] * 8}]])
     yield cbor2.dumps([["q", -1, {"op": "Status"}]])
     yield cbor2.dumps([["hello", "eu", 2**70]])
     for _ in range(40):
@@ -65,6 +64,8 @@ async def throw(url, frame, opening=None):
                 await socket.send(frame)
                 while True:
                     await socket.recv()
+    except TimeoutError:
+        return False
     except (WebSocketException, OSError, AttributeError):  # AttributeError: asyncio, on a transport that was reset
         return True
 
@@ -82,10 +83,9 @@ def test_frames_at_the_port_for_clients_and_workers(cluster):
         before = rss(pid)
         for role in ("client", "worker"):
             for frame in hostile(role):
-                if role == "worker" or frame != b"":
-                    assert await throw(url, frame, encode_frame([Open(PROTOCOL_VERSION, role)]))
+                assert await throw(url, frame, encode_frame([Open(PROTOCOL_VERSION, role)])), frame[:40]
         for frame in hostile("stranger"):
-            assert await throw(url, frame)
+            assert await throw(url, frame), frame[:40]
         assert rss(pid) - before < RSS_GROWTH_BYTES_MAX
 
     asyncio.run(scenario())
@@ -120,7 +120,7 @@ def test_frames_at_the_peer_port(cluster):
     async def scenario():
         before = rss(pid)
         for frame in hostile("peer"):
-            assert await throw(url, frame)
+            assert await throw(url, frame), frame[:40]
         for path in ("/", "/peer", "/peer?cluster=dev&region=zz", "/peer?cluster=no&region=us"):
             with pytest.raises(WebSocketException):
                 await connect(peer_url + path, proxy=None)
