@@ -6,6 +6,8 @@ checks what rules.md promises:
 
 - a settled outcome never changes, nor does a decided one;
 - nothing is undone that the winner ever relies on, nor twice with different content;
+- a winner only ever gives way to an earlier claim, while the submission stays;
+- the winner ran, and inherited from, what THE submission asks for;
 - at rest, what no outcome rests on is undone, and nothing else (a dead task keeps its ledger).
 
 Compensations are submitted as early as each region may. `explore` walks all histories within the
@@ -76,7 +78,7 @@ class State(NamedTuple):
     syncs: int
 
 
-class Violation(AssertionError):
+class BrokenPromiseError(AssertionError):
     def __init__(self, what: str, story: list[str]) -> None:
         super().__init__(what + "".join(f"\n  {line}" for line in story))
         self.what = what
@@ -255,12 +257,11 @@ class Explorer:
     # What must hold --------------------------------------------------------------------------------
 
     def checked(self, state: State) -> State:
-        """The state with what each region undoes and calls final by now. Raises Violation."""
-        self.states += 1
+        """The state with what each region undoes and calls final by now. Raises BrokenPromiseError."""
         undone, final = set(state.undone), set(state.final)
         for region in range(self.world.regions):
             facts, view = self.facts(self.seen(state, region))
-            if view.state not in lifecycle.ENDED and view.winner is None and not view.is_cancelled_for_good:
+            if not view.attempts and view.state not in lifecycle.ENDED:
                 continue
             vector = self.stable_vector(state, region)
 
@@ -275,28 +276,56 @@ class Explorer:
                 if due.region == NAMES[region]:
                     undone.add((due.id, due.attempt, due.effects, due.result))
         if len({entry[0] for entry in undone}) != len(undone):
-            raise Violation("one compensation was submitted with two contents", [str(entry) for entry in undone])
+            raise BrokenPromiseError(
+                "one compensation was submitted with two contents", [str(entry) for entry in undone]
+            )
         everything = self.everything(state)
         if undone or final:
             self.check_final(everything, undone, final)
+        if self.world.payloads:
+            self.check_payload(everything)
         self.check_rest(everything, undone)
         if len(undone) != len(state.undone) or len(final) != len(state.final):
             return state._replace(undone=frozenset(undone), final=frozenset(final))
         return state
+
+    def check_moves(self, before: State, after: State) -> None:
+        """Whether the winner moved, in any region's view, otherwise than to an earlier claim."""
+        for region in range(self.world.regions):
+            if before.applied[region] != after.applied[region]:
+                _, old = self.facts(self.seen(before, region))
+                if old.winner is not None:
+                    _, new = self.facts(self.seen(after, region))
+                    gone = new.winner is None and (new.is_cancelled_for_good or old.submission != new.submission)
+                    if not gone and (
+                        new.winner is None or (new.winner > old.winner and old.submission == new.submission)
+                    ):
+                        raise BrokenPromiseError(f"the winner moved from {old.winner} to {new.winner}", [])
 
     def check_final(self, everything: frozenset[int], undone: set[Any], final: set[Any]) -> None:
         _, view = self.facts(everything)
         relied = self.relied_results(everything, view)
         for _, attempt, effects, _ in undone:
             if attempt == view.winner:
-                raise Violation(f"the winner {attempt} was undone", [])
+                raise BrokenPromiseError(f"the winner {attempt} was undone", [])
             if not relied.isdisjoint(result for _, result in effects):
-                raise Violation(f"the winner relies on what was undone of {attempt}", [])
+                raise BrokenPromiseError(f"the winner relies on what was undone of {attempt}", [])
         for outcome, winner, answered in final:
             if outcome == TaskState.DEAD and (len(view.answered) > answered or view.cancel is not None):
                 continue  # somebody's later word: a requeue, or a cancel of the dead letter
             if (str(view.state), view.winner) != (outcome, winner):
-                raise Violation(f"final: {outcome} by {winner}; now: {view.state} by {view.winner}", [])
+                raise BrokenPromiseError(f"final: {outcome} by {winner}; now: {view.state} by {view.winner}", [])
+
+    def check_payload(self, everything: frozenset[int]) -> None:
+        facts, view = self.facts(everything)
+        if view.winner is None:
+            return
+        payloads = {event_id: submitted.payload for event_id, submitted in facts.submissions}
+        relied = self.relied_results(everything, view)
+        for attempt in view.attempts:
+            used = attempt.id == view.winner or any(event.result in relied for _, event in attempt.effects)
+            if used and payloads[attempt.submission] != facts.submissions[0][1].payload:
+                raise BrokenPromiseError(f"the outcome rests on {attempt.id}, which ran another payload", [])
 
     def relied_results(self, everything: frozenset[int], view: resolve.TaskView) -> set[bytes]:
         """Results of the effects that the winner inherited, by its ledger and not by its claim."""
@@ -315,7 +344,7 @@ class Explorer:
         for due in undoing.undo(facts, view, settled=True, decided=True):
             done.add((due.id, due.attempt, due.effects, due.result))
         if len({entry[0] for entry in done}) != len(done):
-            raise Violation("one compensation has two contents at rest", [str(entry) for entry in done])
+            raise BrokenPromiseError("one compensation has two contents at rest", [str(entry) for entry in done])
         effects = {result for entry in done for _, result in entry[2]}
         results = {entry[1] for entry in done if entry[3] is not None}
         relied = self.relied_results(everything, view)
@@ -323,13 +352,15 @@ class Explorer:
             for effect in undoing.own_effects(attempt):
                 stands = attempt.id == view.winner or effect.result in relied
                 if stands == (effect.result in effects):
-                    raise Violation(f"at rest {view.state}: {effect.result!r} {'undone' if stands else 'stands'}", [])
+                    raise BrokenPromiseError(
+                        f"at rest {view.state}: {effect.result!r} {'undone' if stands else 'stands'}", []
+                    )
             if attempt.state is AttemptState.OK and (attempt.id == view.winner) == (attempt.id in results):
-                raise Violation(f"at rest {view.state}: the result of {attempt.id} is in the wrong place", [])
+                raise BrokenPromiseError(f"at rest {view.state}: the result of {attempt.id} is in the wrong place", [])
 
 
-def explore(world: World) -> int:
-    """Try every history within the bounds. The number of states seen; raises Violation with a history."""
+def explore(world: World) -> Explorer:
+    """Try every history within the bounds. Raises BrokenPromiseError with the history that breaks a promise."""
     explorer = Explorer(world)
     first = explorer.checked(explorer.first())
     seen = {first}
@@ -339,18 +370,20 @@ def explore(world: World) -> int:
         state = pending.pop()
         for told, raw in explorer.steps(state):
             try:
+                explorer.check_moves(state, raw)
                 after = explorer.checked(raw)
-            except Violation as violation:
-                raise Violation(f"{world.name}: {violation.what}", [*_story(came_from, state), told]) from None
+            except BrokenPromiseError as broken:
+                raise BrokenPromiseError(f"{world.name}: {broken.what}", [*_story(came_from, state), told]) from None
             if after not in seen:
                 seen.add(after)
                 came_from[after] = (state, told)
                 pending.append(after)
-    return len(seen)
+    explorer.states = len(seen)
+    return explorer
 
 
-def wander(world: World, seed: int) -> None:
-    """One random history within the bounds, then a merge of everything. Raises Violation."""
+def wander(world: World, seed: int) -> Explorer:
+    """One random history within the bounds. Raises BrokenPromiseError."""
     rng = random.Random(seed)
     explorer = Explorer(world)
     state = explorer.checked(explorer.first())
@@ -358,15 +391,16 @@ def wander(world: World, seed: int) -> None:
     while True:
         steps = list(explorer.steps(state))
         if not steps:
-            return
+            return explorer
         syncs = [step for step in steps if step[0].startswith("sync")]
         others = [step for step in steps if not step[0].startswith("sync")]
         told, raw = rng.choice(syncs if syncs and (not others or rng.random() < 0.4) else others)
         story.append(told)
         try:
+            explorer.check_moves(state, raw)
             state = explorer.checked(raw)
-        except Violation as violation:
-            raise Violation(f"{world.name}: {violation.what}", story) from None
+        except BrokenPromiseError as broken:
+            raise BrokenPromiseError(f"{world.name}: {broken.what}", story) from None
 
 
 def _story(came_from: dict[State, tuple[State | None, str]], state: State | None) -> list[str]:
