@@ -228,7 +228,7 @@ def _compensations(task: TaskId, attempt: AttemptView, relied: frozenset[EventId
     result = attempt.value if attempt.state is AttemptState.OK else None
     if ledger or result is not None:
         yield Undo(task, attempt.id, attempt.number, attempt.region, ledger, result, None, name)
-    for effect in effects:
-        if effect.after_end:
-            pair = ((effect.name, effect.result),)
-            yield Undo(task, attempt.id, attempt.number, attempt.region, pair, None, effect.key, name)
+    late = [effect for effect in effects if effect.after_end]
+    for key in dict.fromkeys(effect.key for effect in late):
+        pairs = tuple((effect.name, effect.result) for effect in late if effect.key == key)
+        yield Undo(task, attempt.id, attempt.number, attempt.region, pairs, None, key, name)
