@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from crdtsync.effects import DocumentRow, Query, TaskRow
+from crdtsync.effects import DocumentRow, TaskRow
 from crdtsync.identifiers import Domain, TaskId, WriterId
 from regions.storage import checksum, statements
 from regions.storage.store import (
@@ -23,7 +23,6 @@ from regions.storage.store import (
     CorruptRows,
     Filters,
     WriterMarks,
-    filters_of,
 )
 
 INTEGER_MAX: Final = 2**63 - 1  # SQLite's; also "no limit"
@@ -121,8 +120,8 @@ class Reader:
         positions = []
         for writer, marks in self.marks(connection).get(domain, {}).items():
             beyond = max(heads.get(writer, 0), marks.floor)
-            positions += connection.execute(statements.FIRST_BEYOND, (domain, writer, beyond)).fetchall()
-        return min((position for (position,) in positions), default=None)
+            positions.append(connection.execute(statements.FIRST_BEYOND, (domain, writer, beyond)).fetchone()[0])
+        return min((position for position in positions if position is not None), default=None)
 
     def commits_beyond(
         self, connection: sqlite3.Connection, domain: Domain, heads: Mapping[WriterId, int], position: int
@@ -161,18 +160,17 @@ class Reader:
                 self.corrupt.add(CorruptRow("document", domain, task=task, name=name))
         return rows
 
-    def query(self, connection: sqlite3.Connection, query: Query) -> list[TaskRow]:
-        filters = filters_of(query)
-        key = _domain(connection, query.domain)
+    def query(self, connection: sqlite3.Connection, domain: Domain, filters: Filters, limit: int) -> list[TaskRow]:
+        key = _domain(connection, domain)
         connection.execute("BEGIN")  # one view of the data for all the statements of this query
         try:
-            found = _keys(connection, key, filters, query.limit or INTEGER_MAX)
+            found = _keys(connection, key, filters, limit or INTEGER_MAX)
             records: list[Any] = []
             for _, task in found:
                 records += connection.execute(statements.TASK, (key, task))
         finally:
             connection.execute(statements.COMMIT)
-        return self._sound(query.domain, records)
+        return self._sound(domain, records)
 
     def check(self, connection: sqlite3.Connection) -> list[str]:
         return [line for (line,) in connection.execute("PRAGMA integrity_check") if line != "ok"]

@@ -20,7 +20,7 @@ from regions.storage import schema
 from regions.storage.connection import Connection, storage_error
 from regions.storage.lock import DirectoryLock
 from regions.storage.reading import Reader
-from regions.storage.store import IDS_MAX, CorruptRow, CorruptRows, Recovered, StoreStats
+from regions.storage.store import IDS_MAX, CorruptRow, CorruptRows, Recovered, StoreStats, filters_of
 from regions.storage.writing import Writer
 
 FILE: Final = "crdtsync.db"
@@ -96,7 +96,7 @@ class SqliteStore:
         return await self._pointing.run(self._reader.read_commits, domain, writer, first, bytes_max)
 
     async def query(self, query: Query) -> list[TaskRow]:
-        return await self._scanning.run(self._reader.query, query)
+        return await self._scanning.run(self._reader.query, query.domain, filters_of(query), query.limit)
 
     async def documents(self, domain: Domain) -> list[DocumentRow]:
         return await self._scanning.run(self._reader.documents, domain)

@@ -75,7 +75,8 @@ COMMITS_FROM: Final = """
     WHERE d.name = ? AND w.name = ? AND c.number >= ? AND c.number > w.floor
     ORDER BY c.number
 """
-FIRST_BEYOND: Final = f"SELECT position FROM commits WHERE writer = {_WRITER} AND number > ? ORDER BY number LIMIT 1"
+# Not the position of the smallest number: a number that was missing once may have come after larger ones.
+FIRST_BEYOND: Final = f"SELECT min(position) FROM commits WHERE writer = {_WRITER} AND number > ?"
 COMMITS_AFTER: Final = """
     SELECT position, writer, number, crc, blob FROM commits WHERE position >= ? ORDER BY position LIMIT ?
 """
