@@ -95,7 +95,8 @@ class Duties:
         self._watchers.changed(task)
         if task.ended:
             self._leave(task)
-            self._ended(task)
+            if not task.duties:
+                self._ended(task)
         elif view.owner == self._here.me:
             self._handover.forget(task.id)
             self._own(task, view)

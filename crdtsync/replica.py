@@ -86,7 +86,7 @@ class Replica:
         self._dispatcher = Dispatcher(here, self._workers, self._ready, self._dependencies, self._handover.present)
         self._watchers = Watchers(self._answer_watcher, self._tell_watcher)
         self._records = Records(here, self._workers, self._dependencies, self._handover)
-        self._settlement = Settlement(here, self._loader.require)
+        self._settlement = Settlement(here, self._loader.require, full=lambda: self._rows.full)
         self._rows = Rows(here, self._settlement)
         self._duties = Duties(
             here,
@@ -302,7 +302,10 @@ class Replica:
         self._drain_notes()
         self._rows.write_slice()
         batch = here.outbox.next
-        if batch.empty:
+        if batch.empty:  # nothing to write, and all that was written is durable
+            waiting, batch.after = batch.after, []
+            for callback in waiting:
+                callback()
             return
         bound = here.clock.bound_to_persist()
         if bound is not None:
@@ -385,8 +388,8 @@ class Replica:
         here = self._here
         wall_ms = here.clock.own_time_ms(here.now)
         for _ in range(COMMITS_PER_TURN):
-            if self._blocked:
-                return
+            if self._blocked or self._rows.full:
+                return  # goes on when those facts are here, or when ended tasks have left
             commit = here.log.next_applicable(wall_ms)
             if commit is None:
                 self._read_back()

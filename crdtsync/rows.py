@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from crdtsync.errors import CorruptLogError
@@ -25,6 +26,8 @@ from crdtsync.settlement import Settlement
 from crdtsync.tasks import Task
 
 ROWS_PER_BATCH: Final = 500  # a slice of lazily written rows: about 5 ms of work beside a commit
+ROWS_CROWDED: Final = 2_000  # more of them when ended tasks pile up in memory, as in a heal
+LOOKED_AT_MAX: Final = 5_000  # ended tasks looked at per batch
 FOLD_VERSION: Final = 1
 FOLD_BYTES_MAX: Final = 64 << 20
 MARKS_KEPT: Final = 64  # per writer and retention: how finely the log's age is known when it is dropped
@@ -153,21 +156,27 @@ class Rows:
 
     @property
     def crowded(self) -> bool:
+        """Whether more ended tasks are in memory than are meant to: a batch is worth closing for them."""
         return len(self._leaving) > 2 * self._here.settings.ended_kept_max
+
+    @property
+    def full(self) -> bool:
+        """Whether so many are that nothing more may be brought into memory before some have left."""
+        return len(self._leaving) > 4 * self._here.settings.ended_kept_max
 
     def _write_leaving(self, left: int) -> None:
         """Write rows of ended tasks and let them go once those are durable."""
         table, kept = self._here.table, self._here.settings.ended_kept_max
         gone: list[Task] = []
         spare = len(self._leaving) - kept
-        for task_id in list(self._leaving)[: max(left, 0) * 2]:
-            if left <= 0:
-                break
+        if self.crowded:
+            left += ROWS_CROWDED
+        for task_id in list(islice(self._leaving, LOOKED_AT_MAX)):
             task = table.get(task_id)
             if task is None or not task.ended:
                 del self._leaving[task_id]
                 continue
-            if task.duties or task.pins or (not task.settled and spare <= 0):
+            if task.duties or task.pins or (not task.settled and spare <= 0) or (task.dirty and left <= 0):
                 continue
             spare -= 1
             if task.dirty:

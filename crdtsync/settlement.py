@@ -24,7 +24,14 @@ VISITS_PER_TURN: Final = 1_000  # tasks visited per turn, so that a heal never h
 
 
 class Settlement:
-    def __init__(self, here: RegionState, require: Callable[[Iterable[TaskId], Callable[[], None]], None]) -> None:
+    def __init__(
+        self,
+        here: RegionState,
+        require: Callable[[Iterable[TaskId], Callable[[], None]], None],
+        *,
+        full: Callable[[], bool],
+    ) -> None:
+        self._full = full
         self._here = here
         self._require = require
         self._remembered: dict[WriterId, deque[tuple[int, tuple[TaskId, ...]]]] = {}
@@ -67,8 +74,8 @@ class Settlement:
     def advance(self) -> bool:
         """Visit what has become stable. True if there is more to do in the next turn."""
         left = VISITS_PER_TURN
-        if self._loading:
-            return False  # goes on when those rows are here
+        if self._loading or self._full():
+            return False  # goes on when those rows are here, or when ended tasks have left memory
         stable = self._here.stability.stable()
         for writer in sorted(stable):
             upto = min(stable[writer], self._here.log.applied[writer])
