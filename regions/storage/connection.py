@@ -76,8 +76,10 @@ def _connect(path: Path, *, writes: bool) -> sqlite3.Connection:
     )
     try:
         if writes:
-            # Before the first table and before WAL: both write the header that fixes it.
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            # Before the first table and before WAL: both write the header that fixes it. (On a
+            # database that has one, it would be a write at every start.)
+            if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             # NORMAL lost acknowledged rows in 349 of 417 simulated power cuts, FULL in none of 597.
             connection.execute("PRAGMA synchronous = FULL")

@@ -81,7 +81,7 @@ CREATE TABLE labels (
     PRIMARY KEY (domain, label, value, state, created_ms, task)
 ) WITHOUT ROWID;
 CREATE TRIGGER labels_replaced AFTER UPDATE OF state, labels, created_ms ON tasks
-WHEN old.labels <> ''
+WHEN old.labels <> '' AND json_valid(old.labels) -- damaged ones must not stand in the way of a repair
     AND (old.state <> new.state OR old.labels <> new.labels OR old.created_ms <> new.created_ms)
 BEGIN
     -- Conditions on single columns, since SQLite scans the table for `(a, b) IN (SELECT ...)`.
