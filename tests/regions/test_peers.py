@@ -69,6 +69,7 @@ async def linked(tmp_path, *regions, cluster="crdtsync"):
         await asyncio.gather(*(links.close() for links, _ in sides.values()))
 
 
+@pytest.mark.slow
 def test_both_sides_dial_and_one_link_stays(tmp_path):
     async def scenario():
         async with linked(tmp_path, "eu", "us") as (sides, _):
@@ -86,6 +87,7 @@ def test_both_sides_dial_and_one_link_stays(tmp_path):
     run(scenario)
 
 
+@pytest.mark.slow
 def test_simultaneous_links_leave_the_same_one_on_both_sides(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "SECOND_DIALLER_DELAY_S", 0.0)
 
@@ -120,6 +122,7 @@ def test_a_dropped_link_is_dialled_again(tmp_path):
     run(scenario)
 
 
+@pytest.mark.slow
 def test_a_cut_pair_is_neither_dialled_nor_accepted_until_it_is_healed(tmp_path):
     async def scenario():
         async with linked(tmp_path, "ap", "eu", "us") as (sides, _):

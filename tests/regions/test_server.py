@@ -221,6 +221,7 @@ def test_a_long_listing_comes_in_parts(tmp_path):
     run(scenario)
 
 
+@pytest.mark.slow
 def test_a_slow_reader_is_closed_and_costs_a_bounded_queue(tmp_path):
     async def scenario():
         async with serving(tmp_path, client_queue_bytes=1 << 20) as (desk, url), opened(url) as socket:

@@ -15,6 +15,8 @@ import pytest
 
 from regions import supervisor
 
+pytestmark = pytest.mark.slow
+
 LIMIT_S = 30
 ROOT = pathlib.Path(supervisor.__file__).parent.parent
 
