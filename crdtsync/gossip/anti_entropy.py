@@ -181,10 +181,16 @@ class Feed:
         writer = row.writer
         if self._theirs is None or self._position.get(writer, 0) >= row.number:
             return
-        fresh = writer not in self._behind and writer not in self._released
-        if fresh and source is not None and (source in links or region_of(writer) in links):
-            if region_of(writer) != self._peer:
-                self._holds[writer] = self._hold_end(now_ms)
+        origin = region_of(writer)
+        elsewhere = source is not None and (source in links or origin in links) and origin != self._peer
+        if writer in self._holds:
+            held = row.number - 1 - self._position.get(writer, 0)
+            if not elsewhere and held <= self._settings.bulk_commits:
+                # This one nobody else brings. Those before it somebody does: if not, its next heads tell.
+                self._position[writer] = row.number - 1
+                del self._holds[writer]
+        elif elsewhere and writer not in self._behind and writer not in self._released:
+            self._holds[writer] = self._hold_end(now_ms)
         self._behind.add(writer)
 
     def _judge_hold(

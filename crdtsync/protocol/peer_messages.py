@@ -12,6 +12,7 @@ Bytes from outside never cause more than a `RemoteProtocolError`: size before de
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from crdtsync.effects import TaskRow
@@ -248,8 +249,11 @@ def _region(value: Any) -> RegionId:
     return RegionId(value)
 
 
+_is_writer = lru_cache(maxsize=4_096)(is_writer)  # the same few come with every frame
+
+
 def _writer(value: Any) -> WriterId:
-    if type(value) is not str or not is_writer(value):
+    if type(value) is not str or not _is_writer(value):
         raise _wrong(value, "a writer")
     return WriterId(value)
 

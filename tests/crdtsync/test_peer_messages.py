@@ -1,0 +1,151 @@
+"""Frames between regions: one encoding, strict shapes, limits first."""
+
+from __future__ import annotations
+
+import contextlib
+
+import cbor2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crdtsync.errors import LocalProtocolError, RemoteProtocolError
+from crdtsync.identifiers import DEFAULT_DOMAIN, RegionId, writer_id
+from crdtsync.log.commit import COMMIT_BYTES_MAX
+from crdtsync.protocol import peer_messages as m
+from tests.peer_strategies import messages
+
+EU_1 = writer_id("eu", "n", 1, bytes(8))
+BIG = 2**53
+
+
+@given(st.integers(0, BIG - 1), messages)
+def test_decode_inverts_encode(number, message):
+    frame = m.decode_frame(m.encode_frame(number, message))
+    assert frame == (m.KIND_OF[type(message)], number, message)
+    assert type(frame.message) is type(message)
+
+
+@given(messages)
+def test_a_message_has_one_encoding(message):
+    once = m.encode_frame(1, message)
+    assert m.encode_frame(1, m.decode_frame(once).message) == once
+
+
+def test_the_largest_commit_fits_into_a_frame():
+    run = m.Run(EU_1, 2**53 - 1, (bytes(COMMIT_BYTES_MAX),))
+    assert m.encode_frame(2**53 - 1, m.Commits(DEFAULT_DOMAIN, 2**53 - 1, (run,)))
+
+
+def test_a_message_over_the_limit_is_our_own_error():
+    run = m.Run(EU_1, 1, (bytes(COMMIT_BYTES_MAX), bytes(COMMIT_BYTES_MAX)))
+    with pytest.raises(LocalProtocolError, match="over the limit"):
+        m.encode_frame(1, m.Commits(DEFAULT_DOMAIN, 0, (run,)))
+
+
+def test_an_oversized_frame_is_refused_before_it_is_decoded():
+    with pytest.raises(RemoteProtocolError, match="limit"):
+        m.decode_frame(b"\x81" * (m.FRAME_BYTES_MAX + 1))
+
+
+def test_a_kind_of_a_later_version_is_no_error():
+    assert m.decode_frame(cbor2.dumps([99, 4, "whatever", [1, 2]])) == (99, 4, None)
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        None,
+        7,
+        "hello",
+        [],
+        [5],
+        ["5", 1, 1],
+        [5, -1, 1],
+        [5, BIG, 1],
+        [5, True, 1],
+        [True, 1, 1],
+        [5, 1],
+        [5, 1, 1, 1],
+        [5, 1, None],
+        [5, 1, "1"],
+        [5, 1, True],
+        [5, 1, -1],
+        [5, 1, 1.0],
+        [5, 1, BIG],
+        [1, 1, 1, "c", "EU", str(EU_1), 0, 0, [], 0],
+        [1, 1, 1, "c", "eu", "eu/n", 0, 0, [], 0],
+        [1, 1, 1, "c", "eu", str(EU_1), 0, 0, [""], 0],
+        [1, 1, 1, "c", "eu", str(EU_1), 0, 0, ["d"] * (m.DOMAINS_MAX + 1), 0],
+        [1, 1, 1, "c" * (m.TEXT_CHARS_MAX + 1), "eu", str(EU_1), 0, 0, [], 0],
+        [3, 1, "default", 0, 0, 0, ["eu"] * (m.MEMBERS_MAX + 1), [True, []], [True, []], [True, []], b""],
+        [3, 1, "default", 0, 0, 0, [], [1, []], [True, []], [True, []], b""],
+        [3, 1, "default", 0, 0, 0, [], [True, [["x", 1]]], [True, []], [True, []], b""],
+        [3, 1, "default", 0, 0, 0, [], [True, []], [True, []], [True, []], bytes(m.DIGEST_BYTES_MAX + 1)],
+        [4, 1, "default", 0, [[str(EU_1), 1, ["text"]]]],
+        [4, 1, "default", 0, [[str(EU_1), 1]]],
+        [9, 1, "default", [[str(EU_1), 0]]],
+        [9, 1, "default", [[str(EU_1), 2], [str(EU_1), 3]]],
+        [11, 1, "default", 0, [[b"short", "n", "q", "s", True, True, "o", 0, 0, [], b"", b""]]],
+        [12, 1, "default", 0, bytes(m.STATE_PIECE_BYTES_MAX + 1)],
+        [14, 1, 1],
+        [15, 1, [["default", [], [str(EU_1), 1]]]],
+        [7, 1, 0, 0, 0, 0, [["eu", 1, 1]]],
+        [7, 1, 0, 0, 0, 0, {"eu": 1}],
+        [16, 1, cbor2.CBORTag(0, "2020-01-01T00:00:00Z")],
+    ],
+)
+def test_other_shapes_are_refused(plain):
+    with pytest.raises(RemoteProtocolError):
+        m.decode_frame(cbor2.dumps(plain))
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_are_a_frame_or_refused(data):
+    with contextlib.suppress(RemoteProtocolError):
+        m.decode_frame(data)
+
+
+@given(messages, st.data())
+def test_damaged_frames_are_a_frame_or_refused(message, data):
+    frame = bytearray(m.encode_frame(3, message))
+    for _ in range(data.draw(st.integers(1, 3))):
+        frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(frame)))
+    for damaged in (bytes(frame), bytes(frame[:cut])):
+        with contextlib.suppress(RemoteProtocolError):
+            m.decode_frame(damaged)
+
+
+def test_errors_name_what_was_expected_and_stay_short():
+    with pytest.raises(RemoteProtocolError, match="expected a region, got str") as caught:
+        m.decode_frame(cbor2.dumps([1, 1, 1, "c", "x" * 4_000_000, str(EU_1), 0, 0, [], 0]))
+    assert len(str(caught.value)) < 200
+
+
+def test_every_kind_has_a_number_for_ever():
+    """Numbers and fields are on the wire between versions: adding a kind is fine, changing one is not."""
+    assert {kind: (cls.__name__, len(cls._fields)) for kind, cls in m.KINDS.items()} == {
+        1: ("Hello", 8),
+        2: ("HelloRefused", 2),
+        3: ("HeadsHeard", 9),
+        4: ("Commits", 3),
+        5: ("Credit", 1),
+        6: ("AckHeard", 6),
+        7: ("Ping", 5),
+        8: ("Pong", 4),
+        9: ("MustSnapshot", 2),
+        10: ("SnapshotRequest", 1),
+        11: ("SnapshotChunk", 3),
+        12: ("SnapshotState", 3),
+        13: ("SnapshotEnd", 6),
+        14: ("OwnHeadsQuestion", 0),
+        15: ("OwnHeadsAnswer", 1),
+        16: ("Bye", 1),
+    }
+
+
+def test_a_ping_of_the_first_version_is_read_for_ever():
+    frame = bytes.fromhex("8707011903e81b0000018bcfe5680000008184626170071903e705")
+    beat = m.Beat(RegionId("ap"), 7, 999, 5)
+    assert m.decode_frame(frame) == (7, 1, m.Ping(1_000, 1_700_000_000_000, 0, 0, (beat,)))

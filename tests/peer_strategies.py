@@ -1,0 +1,71 @@
+"""Hypothesis strategies for what peers say to each other."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from crdtsync.effects import TaskRow
+from crdtsync.identifiers import DEFAULT_DOMAIN, Domain, RegionId, TaskId, writer_id
+from crdtsync.protocol import peer_messages as m
+
+NAMES = ("ap", "eu", "us")
+
+numbers = st.integers(0, 2**53 - 1)
+positives = st.integers(1, 2**53 - 1)
+walls = st.integers(-(2**53) + 1, 2**53 - 1)
+regions = st.sampled_from(NAMES).map(RegionId)
+writers = st.builds(
+    writer_id, st.sampled_from(NAMES), st.just("n"), st.integers(0, 9), st.binary(min_size=8, max_size=8)
+)
+domains = st.sampled_from([DEFAULT_DOMAIN, Domain("billing")])
+texts = st.text(st.characters(codec="utf-8"), max_size=20)
+blobs = st.binary(max_size=50)
+vectors = st.dictionaries(writers, positives, max_size=4).map(lambda last: tuple(sorted(last.items())))
+deltas = st.builds(m.VectorDelta, st.booleans(), st.lists(st.tuples(writers, numbers), max_size=4).map(tuple))
+runs = st.builds(m.Run, writers, numbers, st.lists(blobs, max_size=3).map(tuple))
+beats = st.builds(m.Beat, regions, numbers, numbers, numbers)
+digests = st.one_of(st.just(b""), st.binary(min_size=16, max_size=16))
+own_heads = st.builds(m.OwnHeads, domains, vectors, st.none() | st.tuples(writers, numbers, vectors))
+
+
+def _tuples(items: st.SearchStrategy, max_size: int = 3) -> st.SearchStrategy:
+    return st.lists(items, max_size=max_size).map(tuple)
+
+
+def _rows(domain: Domain) -> st.SearchStrategy:
+    return st.builds(
+        TaskRow,
+        st.just(domain),
+        st.binary(min_size=16, max_size=16).map(TaskId),
+        texts,
+        texts,
+        texts,
+        st.booleans(),
+        st.booleans(),
+        texts,
+        walls,
+        numbers,
+        _tuples(st.tuples(texts, texts)),
+        digests,
+        blobs,
+    )
+
+
+messages = st.one_of(
+    st.builds(m.Hello, numbers, texts, regions, writers, numbers, numbers, _tuples(domains), numbers),
+    st.builds(m.HelloRefused, texts, texts),
+    st.builds(m.HeadsHeard, domains, numbers, numbers, numbers, _tuples(regions), deltas, deltas, deltas, digests),
+    st.builds(m.Commits, domains, numbers, _tuples(runs)),
+    st.builds(m.Credit, numbers),
+    st.builds(m.AckHeard, domains, regions, writers, numbers, deltas, numbers),
+    st.builds(m.Ping, numbers, walls, numbers, numbers, _tuples(beats)),
+    st.builds(m.Pong, numbers, walls, walls, walls),
+    st.builds(m.MustSnapshot, domains, vectors),
+    st.builds(m.SnapshotRequest, domains),
+    domains.flatmap(lambda d: st.builds(m.SnapshotChunk, st.just(d), numbers, _tuples(_rows(d)))),
+    st.builds(m.SnapshotState, domains, numbers, blobs),
+    st.builds(m.SnapshotEnd, domains, numbers, numbers, vectors, vectors, digests),
+    st.builds(m.OwnHeadsQuestion),
+    st.builds(m.OwnHeadsAnswer, _tuples(own_heads)),
+    st.builds(m.Bye, texts),
+)
