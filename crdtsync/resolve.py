@@ -43,6 +43,7 @@ from crdtsync.task_view import (
     is_same_work,
     view_hash,
 )
+from crdtsync.undoing import keeps_keys
 
 __all__ = ["TaskView", "resolve", "view_hash"]
 
@@ -258,7 +259,8 @@ def _attempts(facts: Facts) -> tuple[AttemptView, ...]:
     if len(submissions) > 1:
         counting = {event_id for event_id, submitted in submissions if is_same_work(submissions[0][1], submitted)}
     views: list[AttemptView] = []
-    for event_id, claim, effects, _, ends in facts.attempts:
+    for attempt in facts.attempts:
+        event_id, claim, effects, _, ends = attempt
         if claim is None:
             continue
         how: tuple[Any, ...] = _STILL_OPEN
@@ -267,7 +269,7 @@ def _attempts(facts: Facts) -> tuple[AttemptView, ...]:
             how = (_OUTCOMES.get(end.outcome, _LOST), end.late, end.retryable, end.reason, end.value, end_id)
         continues = claim.continues
         root = event_id
-        if continues is not None and claim.continues_ended:
+        if continues is not None and keeps_keys(facts, attempt):
             root = next((view.root for view in views if view.id == continues), event_id)
         counts = claim.submission == submissions[0][0] if counting is None else claim.submission in counting
         known = (len(views) + 1, event_id, _region(event_id.writer), claim.term, *how, effects, continues, root)

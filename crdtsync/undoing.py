@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from crdtsync.events import Checkpointed
 from crdtsync.history import AttemptFacts, Facts
-from crdtsync.identifiers import AttemptId, EventId, RegionId, TaskId, compensation_id, derived_id
+from crdtsync.identifiers import AttemptId, EventId, RegionId, TaskId, compensation_id, derived_id, region_of
 from crdtsync.task_view import ENDED, AttemptState, AttemptView, TaskState, TaskView
 
 Stable = Callable[[EventId], bool]  # whether every member has the commit of this event
@@ -116,13 +116,32 @@ def effect_key(task: TaskId, root: AttemptId, name: str) -> bytes:
     return derived_id(b"effect", task, str(EventId(*root)).encode(), name.encode())
 
 
-def chain(facts: Facts, attempt: AttemptId, *, ended_only: bool = False) -> Iterator[AttemptFacts]:
-    """`attempt` and those that it continues, newest first; with `ended_only` those that had ended by then."""
+def keeps_keys(facts: Facts, attempt: AttemptFacts) -> bool:
+    """Whether an attempt meets sinks under the keys of the one that it continues.
+
+    Only where the two certainly never run beside a third that does the same: attempts of one region
+    follow one another, and so do those of a `wait` task. Two regions that go on from one *ended*
+    attempt on two sides of a cut must not share its keys, or undoing one undoes the other
+    (decision 0005).
+    """
+    claim = attempt.claim
+    if claim is None or claim.continues is None or not claim.continues_ended:
+        return False
+    if region_of(claim.continues[1]) == region_of(attempt.id.writer):
+        return True
+    return any(
+        event_id == claim.submission and submitted.options.partition == "wait"
+        for event_id, submitted in facts.submissions
+    )
+
+
+def chain(facts: Facts, attempt: AttemptId, *, same_keys: bool = False) -> Iterator[AttemptFacts]:
+    """`attempt` and those that it continues, newest first; with `same_keys` those whose effect keys it has."""
     known = facts.attempt(attempt)
     while known is not None:
         yield known
         claim = known.claim
-        if claim is None or claim.continues is None or (ended_only and not claim.continues_ended):
+        if claim is None or claim.continues is None or (same_keys and not keeps_keys(facts, known)):
             return
         if claim.continues >= known.id:  # no attempt continues a later one; so no circle can be forged
             return
@@ -132,7 +151,7 @@ def chain(facts: Facts, attempt: AttemptId, *, ended_only: bool = False) -> Iter
 def effect_root(facts: Facts, attempt: AttemptId) -> AttemptId:
     """The attempt from which the effect keys of `attempt` derive."""
     root = attempt
-    for known in chain(facts, attempt, ended_only=True):
+    for known in chain(facts, attempt, same_keys=True):
         root = known.id
     return root
 

@@ -364,3 +364,34 @@ def test_a_loser_that_only_inherited_is_told_what_it_must_not_undo() -> None:
     cluster.run_for(10_000)
     assert len(cluster.sink) == 1
     assert [(t["effects"], t["inherited"]) for t in told] == [({}, ["charge"])]
+
+
+def test_two_sides_that_go_on_from_one_failure_meet_the_sink_under_two_keys() -> None:
+    """Or the refund of one would refund the charge of the other, which stands (decision 0005)."""
+
+    def pay(assignment: e.Assignment) -> Outcome:
+        if assignment.number == 1:
+            return Outcome("failed")
+        return Outcome(value=assignment.region, after_ms=2_000, effects={"charge": assignment.region})
+
+    declare = {"pay": {"compensate": "undo", "backoff_ms_base": 8_000}}
+    cluster = Cluster(*REGIONS, tasks={"pay": pay, "undo": succeed}, declare=declare)
+    cluster.submit("us", "pay")
+    cluster.run_for(500)
+    cluster.isolate("us")
+    cluster.run_for(20_000)
+    assert len(cluster.sink) == 2
+    assert len({key for _, key, _ in cluster.sink}) == 2
+
+
+@pytest.mark.parametrize("partition", ["wait", "takeover"])
+def test_a_retry_in_the_same_region_meets_the_sink_under_the_same_key(partition: str) -> None:
+    def pay(assignment: e.Assignment) -> Outcome:
+        return Outcome("failed" if assignment.number == 1 else "ok")
+
+    cluster = Cluster(*REGIONS, tasks={"pay": pay})
+    cluster.submit("us", "pay", partition=partition)
+    cluster.run_for(10_000)
+    roots = [assignment.root for _, _, assignment in cluster.started]
+    assert len(roots) == 2
+    assert len(set(roots)) == 1
