@@ -17,13 +17,14 @@ from crdtsync.region import RegionState
 from crdtsync.reliability import next_attempt_at_ms
 from crdtsync.scheduling.dispatch import Dispatcher
 from crdtsync.scheduling.handover import OFFER_RETRY_MS, Handover
-from crdtsync.scheduling.ready import ReadyQueue, order_key
+from crdtsync.scheduling.ready import Lane, ReadyQueue, order_key
 from crdtsync.scheduling.workers import Workers
 from crdtsync.task_view import TaskView
 from crdtsync.tasks import Task
 from crdtsync.watchers import Watchers
 from crdtsync.workflow.dependencies import Dependencies
 
+OFFERS_PER_TURN: Final = 200  # of one lane, to other regions
 REVIEWS_PER_TURN: Final = 5_000  # bound on what one input may set off; the rest goes on in the next tick
 
 # A compensation whose task nobody declared runs under these.
@@ -68,6 +69,7 @@ class Duties:
         self._require = require
         self._ended = ended
         self._may_touch_old = may_touch_old
+        self._unserved: dict[Lane, int] = {}  # lanes with work that no worker here can run, since when
         self._undoing: set[TaskId] = set()  # compensations whose existence is being looked up
 
     # Review ------------------------------------------------------------------------------------
@@ -93,6 +95,7 @@ class Duties:
         if self._dependencies.has_children(task.id):
             self._dependencies.parent_changed(task)
         self._watchers.changed(task)
+        self._handover.note_offer(task, view)
         if task.ended:
             self._leave(task)
             if not task.duties:
@@ -114,7 +117,6 @@ class Duties:
     def _leave_queue(self, task: Task) -> None:
         self._ready.remove(task.id)
         self._here.timers.cancel(("ready", task.id))
-        self._here.timers.cancel(("unserved", task.id))
 
     def _own(self, task: Task, view: TaskView) -> None:
         """Bring a task of ours that has not ended nearer to its next attempt."""
@@ -153,11 +155,6 @@ class Duties:
             return
         lane = self._dispatcher.lane_of(view)
         self._ready.add(task.id, lane, order_key(submission, view.priority, submitted.deadline_ms))
-        if self._workers.serves(lane):
-            here.timers.cancel(("unserved", task.id))
-        elif not here.timers.is_set(("unserved", task.id)):
-            after = submitted.options.unserved_after_ms
-            here.timers.at_mono(here.now.mono_ms + after, ("unserved", task.id))
 
     def _can_serve(self, view: TaskView) -> bool:
         return not self._handover.draining and self._workers.serves(self._dispatcher.lane_of(view))
@@ -172,14 +169,19 @@ class Duties:
         if lifecycle.may_expire(view, self._here.me):
             self._here.write(Expired(task.id, lifecycle.outcome_known(view)))
 
-    def unserved(self, task: Task) -> None:
-        """Nobody here could run a task for too long: offer it to a region that can."""
-        view = self._here.table.view(task)
-        if task.id not in self._ready or view.owner != self._here.me:
-            return
-        if not self._workers.serves(self._dispatcher.lane_of(view)):
-            self._handover.offer(task, view, "unserved")
-            self._here.timers.at_mono(self._here.now.mono_ms + OFFER_RETRY_MS, ("unserved", task.id))
+    def check_lanes(self) -> None:
+        """Offer what waits in lanes that nobody here has served for too long to regions that can."""
+        now_ms = self._here.now.mono_ms
+        unserved = [lane for lane in self._ready.lanes() if not self._workers.serves(lane)]
+        self._unserved = {lane: self._unserved.get(lane, now_ms) for lane in unserved}
+        for lane, since_ms in self._unserved.items():
+            for task_id in self._ready.first(lane, OFFERS_PER_TURN):
+                task = self._here.table.get(task_id)
+                if task is None:
+                    continue
+                view = self._here.table.view(task)
+                if view.submitted is not None and now_ms - since_ms >= view.submitted.options.unserved_after_ms:
+                    self._handover.offer(task, view, "unserved")
 
     # Compensation ------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ acknowledges nothing, and touches nothing older than itself while a peer may kno
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from crdtsync.clock import Now
 from crdtsync.effects import Effect, TaskRow
@@ -18,6 +18,8 @@ from crdtsync.gossip.arrived import (
     Arrived,
     CommitsArrived,
     OwnHeadsArrived,
+    PeerClosed,
+    PeerOpened,
     SnapshotAborted,
     SnapshotDone,
     SnapshotOffered,
@@ -32,6 +34,9 @@ from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Ack
 from crdtsync.protocol import codec
 from crdtsync.region import RegionState
+
+
+CATCH_UP_MS: Final = 10_000  # after a heal, how long older work waits at most for the peer's side of the story
 
 
 class Keeper(Protocol):
@@ -61,6 +66,7 @@ class Neighbours:
         self._ancestors: frozenset[WriterId] = frozenset()
         self._opened_stamp = 0
         self._durable = (Heads(), b"")
+        self._catching: dict[RegionId, tuple[int, int, Heads | None]] = {}  # linked since, at most until, its heads
         self._until: Heads | None = None  # no digest is told before this is applied: a snapshot brought facts ahead
         self.twin: WriterId | None = None  # another living incarnation of this node: claim nothing
         settings = here.settings
@@ -164,6 +170,10 @@ class Neighbours:
                     self._adopt(peer, state, until)
                 case SnapshotAborted(peer, _, reason):
                     here.notify("warning", "snapshot.aborted", peer=peer, reason=reason)
+                case PeerOpened(peer):
+                    self._catching[peer] = (here.now.wall_ms, here.now.mono_ms + CATCH_UP_MS, None)
+                case PeerClosed(peer):
+                    self._catching.pop(peer, None)
                 case TwinMet(writer):
                     self._met_twin(writer)
                 case _:  # links opened and closed, acknowledgements: gossip and stability have noted them
@@ -179,6 +189,23 @@ class Neighbours:
         self._until = until if self._until is None else self._until.join(until)
         self._here.notify("info", "snapshot.adopted", peer=peer)
         self.gossip.announce(self._here.now)
+
+    # Catching up ---------------------------------------------------------------------------------
+
+    def catching_up_since_ms(self) -> int:
+        """Wall time of the newest link whose peer's history is still coming in; 0 if there is none."""
+        if not self._catching:
+            return 0
+        here, since_ms = self._here, 0
+        for peer, (opened_ms, until_ms, goal) in list(self._catching.items()):
+            if goal is None:
+                goal = self.gossip.peer_have(peer, here.domain)
+                self._catching[peer] = (opened_ms, until_ms, goal)
+            if here.now.mono_ms >= until_ms or (goal is not None and here.log.applied.covers(goal)):
+                del self._catching[peer]
+            else:
+                since_ms = max(since_ms, opened_ms)
+        return since_ms
 
     # Recovery ------------------------------------------------------------------------------------
 

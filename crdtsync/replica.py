@@ -54,6 +54,7 @@ QUEUED_MAX: Final = 10_000  # commands that may wait until the log is folded aft
 TIMERS_PER_TURN: Final = 1_000
 TURN_MS: Final = 1  # when there is more to do than one turn allows: the next one follows at once
 COMPACT_MS: Final = 2_000  # how often commits past retention are looked for
+LANES_MS: Final = 500  # how often it is judged whether work waits here that no worker can run
 TAKEOVER_MS: Final = 250  # how often silence is judged
 READ_RETRY_MS: Final = 5_000  # after an unreadable commit: peers may have sent it by then
 
@@ -83,7 +84,14 @@ class Replica:
             serves=self._workers.serves,
             reachable=self._neighbours.reachable,
         )
-        self._dispatcher = Dispatcher(here, self._workers, self._ready, self._dependencies, self._handover.present)
+        self._dispatcher = Dispatcher(
+            here,
+            self._workers,
+            self._ready,
+            self._dependencies,
+            self._handover.present,
+            self._neighbours.catching_up_since_ms,
+        )
         self._watchers = Watchers(self._answer_watcher, self._tell_watcher)
         self._records = Records(here, self._workers, self._dependencies, self._handover)
         self._settlement = Settlement(here, self._loader.require, full=lambda: self._rows.full)
@@ -172,6 +180,7 @@ class Replica:
         here.timers.at_mono(now.mono_ms + COMPACT_MS, ("compact", ""))
         here.timers.at_mono(now.mono_ms + TAKEOVER_MS, ("takeover", ""))
         here.timers.at_mono(now.mono_ms + self.settings.start_grace_ms, ("trust", ""))
+        here.timers.at_mono(now.mono_ms + LANES_MS, ("lanes", ""))
         self._run()
 
     def _open_writer(self) -> None:
@@ -179,6 +188,7 @@ class Replica:
         here = self._here
         own = [w for w in here.log.applied if node_of(w) == node_of(self.writer)]
         last = max(own, key=lambda w: (incarnation_of(w), w), default=None)
+        here.table.refresh()
         self._neighbours.start()
         opened = here.write(WriterOpened(last or "", here.log.applied[last] if last else 0, 0))
         self._neighbours.opened(frozenset(own), opened.stamp)
@@ -310,6 +320,7 @@ class Replica:
         bound = here.clock.bound_to_persist()
         if bound is not None:
             batch.meta["clock"] = bound.to_bytes(8, "big")
+        here.table.refresh()
         have, applied, digest = here.log.have, here.log.applied, bytes(here.table.digest)
         fresh, self._fresh = self._fresh, []
         taken, self._taken = self._taken, {}
@@ -341,9 +352,10 @@ class Replica:
             trusted = self._neighbours.may_touch_old()
             if trusted and not self._was_trusted:
                 self._was_trusted = True
-                self._lanes_changed()
+                self._review_all()
             self._more |= self._settlement.advance()
             self._duties.review_touched()
+            self._dispatcher.release()
             self._dispatcher.dispatch()
             self._duties.review_touched()
             self._more |= self._here.table.has_touched
@@ -478,14 +490,15 @@ class Replica:
             if self._folded and self._neighbours.may_touch_old():
                 self._more |= self._handover.take_over()
             here.timers.at_mono(mono_ms + TAKEOVER_MS, (what, which))
-        elif what in ("ready", "deadline", "unserved"):
+        elif what == "lanes":
+            self._duties.check_lanes()
+            here.timers.at_mono(mono_ms + LANES_MS, (what, which))
+        elif what in ("ready", "deadline"):
             task = here.table.get(which)
             if task is None:
                 return
             if what == "deadline":
                 self._duties.expire(task)
-            elif what == "unserved":
-                self._duties.unserved(task)
             here.table.touch(task)
         elif what == "timeout":
             self._dispatcher.time_out(EventId(*which))
@@ -507,7 +520,7 @@ class Replica:
 
     def _drain(self, command: c.Drain, ticket: Any) -> None:
         self._handover.draining = not command.off
-        self._lanes_changed()
+        self._review_all()
         waiting = sum(1 for t in self._here.table if not t.ended and self._here.table.view(t).owner == self._here.me)
         self._requests.reply(
             ticket,
@@ -601,7 +614,14 @@ class Replica:
         return task.settled or undoing.is_decided(task.facts, self._here.table.view(task), self._here.stable)
 
     def _lanes_changed(self) -> None:
-        """Workers came or went, or older work may be touched now: look at everything of ours that waits."""
+        """Workers came or went: offers, ours or to us, are looked at again. What is ready stays so."""
+        for task_id in self._handover.offers:
+            task = self._here.table.get(task_id)
+            if task is not None:
+                self._here.table.touch(task)
+
+    def _review_all(self) -> None:
+        """Older work may be touched now, or nothing may be started any more: look at everything."""
         for task in self._here.table:
             if not task.ended:
                 self._here.table.touch(task)

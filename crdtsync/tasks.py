@@ -117,6 +117,13 @@ class TaskTable:
         touched, self._touched = self._touched, {}
         return [self._tasks[id] for id in touched if id in self._tasks]
 
+    def refresh(self) -> None:
+        """Resolve whatever changed, so that the digest is that of the facts held now."""
+        for id in self._touched:
+            task = self._tasks.get(id)
+            if task is not None:
+                self.view(task)
+
     @property
     def has_touched(self) -> bool:
         return bool(self._touched)

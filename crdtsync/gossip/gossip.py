@@ -38,6 +38,7 @@ from crdtsync.gossip.transfer import Transfer
 from crdtsync.gossip.wire import GossipHost, Wire
 from crdtsync.identifiers import Domain, RegionId, WriterId
 from crdtsync.log.domain_log import DomainLog
+from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Ack, Stability
 from crdtsync.protocol.peer_messages import (
     AckHeard,
@@ -150,6 +151,12 @@ class Gossip:
         """The incarnation at the other end of the link that is up, for `keeps_new_link`."""
         link = self._link(peer)
         return link.session.hello.writer if link is not None and link.session.hello is not None else None
+
+    def peer_have(self, peer: RegionId, domain: Domain) -> Heads | None:
+        """What a linked peer said that it has, on this link; None before it did."""
+        link = self._link(peer)
+        ours = link.domains.get(domain) if link is not None else None
+        return ours.have.heads if ours is not None and ours.have.trusted else None
 
     def open_peers(self) -> tuple[RegionId, ...]:
         return tuple(link.peer for link in self._open_links())

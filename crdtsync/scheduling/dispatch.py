@@ -34,12 +34,15 @@ class Dispatcher:
         ready: ReadyQueue,
         dependencies: Dependencies,
         present: Callable[[], Collection[str]],
+        catching_up_since_ms: Callable[[], int],
     ) -> None:
         self._here = here
         self._workers = workers
         self._ready = ready
         self._dependencies = dependencies
         self._present = present
+        self._catching_up_since_ms = catching_up_since_ms
+        self._held: list[TaskId] = []  # ready, but a peer that has just come back may have run it already
         self._ended: dict[AttemptId, TaskId] = {}
         self.could_go_on = False  # the last turn ended at its bound, with work and credit left
 
@@ -51,6 +54,7 @@ class Dispatcher:
         if not self._ready or not self._workers.any_free:
             return
         assigned: dict[WorkerId, list[Assignment]] = {}
+        present = self._present()
         for _ in range(CLAIMS_PER_TURN):
             lane = self._ready.next_lane(lambda lane: self._workers.pick(lane) is not None)
             if lane is None:
@@ -61,12 +65,34 @@ class Dispatcher:
             if worker is None or task is None:
                 continue
             view = self._here.table.view(task)
-            if lifecycle.may_claim(view, self._here.me, self._present()):
+            if self._may_be_done_elsewhere(view):
+                self._held.append(task.id)
+            elif lifecycle.may_claim(view, self._here.me, present):
                 assigned.setdefault(worker.id, []).append(self._claim(task, view, worker))
         else:
             self.could_go_on = True
         for worker_id, assignments in assigned.items():
             self._here.emit(Run(worker_id, tuple(assignments)))
+
+    def _may_be_done_elsewhere(self, view: TaskView) -> bool:
+        """Whether a peer whose history is still coming in may have taken this task over meanwhile.
+
+        Starting it now would be allowed, and often be a double run that need not happen.
+        """
+        since_ms = self._catching_up_since_ms()
+        submitted, submission = view.submitted, view.submission
+        if not since_ms or submitted is None or submission is None:
+            return False
+        return submitted.options.partition == "takeover" and submission.stamp >> 16 < since_ms
+
+    def release(self) -> None:
+        """Look again at what was held back, once all histories are in."""
+        if self._held and not self._catching_up_since_ms():
+            held, self._held = self._held, []
+            for task_id in held:
+                task = self._here.table.get(task_id)
+                if task is not None:
+                    self._here.table.touch(task)
 
     def _claim(self, task: Task, view: TaskView, worker: Worker) -> Assignment:
         here = self._here

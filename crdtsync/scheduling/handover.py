@@ -39,6 +39,7 @@ class Handover:
         self._reachable = reachable
         self._foreign: dict[RegionId, dict[TaskId, None]] = {}
         self._owner_of: dict[TaskId, RegionId] = {}
+        self.offers: dict[TaskId, None] = {}  # tasks that are offered, by us or to us
         self.draining = False
 
     # Silence -----------------------------------------------------------------------------------
@@ -97,6 +98,14 @@ class Handover:
                     here.write(TermOpened(task_id, view.term + 1, None))
                     here.notify("info", "task.taken_over", task=task_id.hex(), owner=owner, term=view.term + 1)
         return False
+
+    def note_offer(self, task: Task, view: TaskView) -> None:
+        """Keep `offers` up to date."""
+        offer = view.offer
+        if offer is None or task.ended or self._here.me not in (offer.region, view.owner):
+            self.offers.pop(task.id, None)
+        else:
+            self.offers[task.id] = None
 
     # Handover ----------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ upper bound on the virtual time, then the submission's place in the total order 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final, TypeAlias
 
 from crdtsync.identifiers import EventId, TaskId
@@ -92,6 +93,7 @@ class ReadyQueue:
             return lane
         return None
 
-    def tasks(self, lanes: Iterable[Lane]) -> list[TaskId]:
-        wanted = set(lanes)
-        return [task for task, (lane, _) in self._member.items() if lane in wanted]
+    def first(self, lane: Lane, limit: int) -> list[TaskId]:
+        """Up to `limit` tasks of a lane, roughly the first in its order."""
+        found = (key[2] for key in self._heaps.get(lane, ()) if self._member.get(key[2]) == (lane, key[:2]))
+        return list(islice(found, limit))

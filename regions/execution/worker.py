@@ -84,8 +84,9 @@ class Worker:
         app: What can be run here. Checked now.
         node: The node's `ws://` URL, or how to open a transport to it.
         concurrency: Attempts that run at once.
-        credits: Attempts that may be assigned and not completed; twice the concurrency unless given. More keeps a
-            drained queue busier, and holds attempts that another worker could have started.
+        credits: Attempts that may be assigned and not completed; the concurrency unless given. More keeps a drained
+            queue busier when handlers take microseconds; each attempt held here unstarted counts as running, could
+            have been started by another worker, and runs twice if a cut comes.
         queues: Serve only these; all of them if empty.
         cancel_grace: Seconds between telling an async handler to stop, and cancelling it.
         drain_grace: Seconds that handlers get to finish after `drain` or SIGTERM.
@@ -112,7 +113,7 @@ class Worker:
         self.app = app
         self.id = name or f"{app.name}@{socket.gethostname()}:{os.getpid()}-{secrets.token_hex(4)}"[-200:]
         self.concurrency = concurrency
-        self.credits = 2 * concurrency if credits is None else credits
+        self.credits = concurrency if credits is None else credits
         self._queues = tuple(queues)
         self._cancel_grace = cancel_grace
         self._drain_grace = drain_grace

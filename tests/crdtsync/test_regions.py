@@ -395,3 +395,41 @@ def test_a_retry_in_the_same_region_meets_the_sink_under_the_same_key(partition:
     roots = [assignment.root for _, _, assignment in cluster.started]
     assert len(roots) == 2
     assert len(set(roots)) == 1
+
+
+def test_a_healed_region_does_not_start_what_the_others_finished_meanwhile() -> None:
+    """It hears of the submissions before it hears of the successes; starting them would double each."""
+    cluster = Cluster(*REGIONS, tasks={"noop": lambda a: Outcome(after_ms=5)}, credits=50)
+    cluster.isolate("us")
+    tasks = [cluster.submit("eu", region="us") for _ in range(300)]
+    cluster.run_for(15_000)
+    assert {cluster.state("eu", task) for task in tasks} == {"succeeded"}
+    cluster.heal()
+    cluster.run_for(5_000)
+    assert cluster.converge()
+    assert len(cluster.started) == len(tasks)
+    assert cluster.nodes[RegionId("eu")].ask(c.ListConflicts()) == []
+
+
+def test_a_region_goes_on_when_a_returning_peer_never_says_what_it_has() -> None:
+    cluster = Cluster(*REGIONS)
+    node = cluster.nodes[RegionId("eu")]
+    cluster.isolate("eu")
+    task = cluster.submit("eu", delay_ms=1_500)
+    cluster.run_for(1_000)
+    node.feed(lambda replica: replica.connected("us", node.now))  # a link on which nothing ever comes
+    cluster.run_for(20_000)
+    assert cluster.state("eu", task) == "succeeded"
+
+
+def test_a_restart_in_the_middle_of_unfolded_commits_rings_no_alarm() -> None:
+    """The digest told to peers was once taken before the facts of the last second were resolved."""
+    cluster = Cluster(*REGIONS)
+    for _ in range(10):
+        cluster.submit("eu")
+        cluster.submit("us")
+    cluster.run_for(200)
+    cluster.restart("eu")
+    cluster.run_for(5_000)
+    assert cluster.converge()
+    assert not cluster.alarms()
