@@ -107,8 +107,8 @@ RESOLUTIONS: Final[Mapping[ConflictKind, Resolution]] = {
     K.DOUBLE_SUCCESS: Resolution(
         "earliest-claim",
         "the success with the earliest claim, among those that are not late",
-        "The task succeeded more than once. The earliest claim wins: {winner}. {losers} lost; what was done there"
-        " and the winner does not rely on is undone.",
+        "The task succeeded more than once. The earliest claim wins: {winner}, over {losers}."
+        " What the losing side did and the winner does not rely on is undone.",
     ),
     K.SUCCESS_AGAINST_CANCEL: Resolution(
         "cancel-policy",

@@ -17,7 +17,7 @@ from crdtsync.history import Facts
 from crdtsync.identifiers import EventId, TaskId, region_of
 from crdtsync.reliability import next_attempt_at_ms
 from crdtsync.task_view import AttemptState, AttemptView, Conflict, TaskState, TaskView
-from crdtsync.undoing import own_effects, undo
+from crdtsync.undoing import own_effects, relied_on, undo
 from crdtsync.views import at, error_of, utc
 
 ATTEMPTS_SHOWN: Final = 20  # of many, the first and the last few tell the story
@@ -53,6 +53,7 @@ def explain(
         *_ending(facts, view),
         *_outcome(view, parents or {}),
         *_conflicts((*view.conflicts, *lost_inputs(view, parents or {}))),
+        *_left_standing(view),
         *_undone(facts, view, compensations or {}),
     ]
     return "\n".join(lines)
@@ -132,7 +133,9 @@ def _why_here(facts: Facts, view: TaskView) -> Iterator[str]:
     for event_id, event in facts.rest:
         if type(event) is TermOpened:
             region = region_of(event_id.writer)
-            if event.offer is None:
+            if event.offer is not None and region_of(event.offer[1]) == region:
+                how = f"{region} went on with it after an offer that nobody took up"
+            elif event.offer is None:
                 how = f"{region} took it over, because its owner was silent to {region}"
             else:
                 offer = offers.get(EventId(*event.offer))
@@ -144,6 +147,9 @@ def _why_here(facts: Facts, view: TaskView) -> Iterator[str]:
         yield f"Its owner is {view.owner}, by term {view.term}."
     if view.offer is not None:
         yield f"It is offered to {view.offer.region} ({view.offer.reason}); until that answers, nobody starts it."
+    elif view.returning is not None:
+        to = view.returning.region
+        yield f"Its offer to {to} was taken back; {view.owner} starts it once it knows that {to} has not taken it up."
 
 
 def _why_waiting(view: TaskView, parents: Mapping[TaskId, TaskView]) -> Iterator[str]:
@@ -161,12 +167,12 @@ def _why_waiting(view: TaskView, parents: Mapping[TaskId, TaskView]) -> Iterator
     if open_parents:
         shown = _list(open_parents[:PARENTS_SHOWN])
         more = f" and {len(open_parents) - PARENTS_SHOWN} more" if len(open_parents) > PARENTS_SHOWN else ""
-        yield f"It comes after {len(view.submitted.after)} tasks, and not before these: {shown}{more}."
+        yield f"It comes after {_count(len(view.submitted.after), 'task')}; these are missing: {shown}{more}."
     elif view.submitted.after:
-        yield f"All {len(view.submitted.after)} tasks that it comes after have succeeded."
+        yield f"It comes after {_count(len(view.submitted.after), 'task')}, and none is missing."
     if view.failed_at is not None:
         yield (
-            f"After {view.streak} failed or lost in a row the next attempt starts at"
+            f"After {_count(view.streak, 'attempt')} failed or lost in a row the next one starts at"
             f" {utc(next_attempt_at_ms(view))} at the earliest."
         )
     elif view.submitted.not_before_ms:
@@ -211,8 +217,8 @@ def _why_begun(view: TaskView, attempt: AttemptView) -> str:
     running = [a for a in earlier if a.end is None or a.end > attempt.id]
     if running:
         others = _list([f"attempt {a.number} in {a.region}" for a in running])
-        because = f", which owned it by term {attempt.term}" if attempt.term else ""
-        return f"{because}, while {others} had not ended"
+        because = f", by term {attempt.term}" if attempt.term else ""
+        return f"{because} while {others} had not ended"
     if earlier:
         last = max(earlier, key=lambda a: (a.end is not None, a.end or a.id))
         return f", after attempt {last.number} was {last.state}"
@@ -282,18 +288,29 @@ def _used_up(view: TaskView) -> str:
     if final and view.failures < view.granted:
         return f"Attempt {final[-1].number} failed with an error that is not tried again."
     if view.failures >= view.granted:
-        return f"{view.failures} attempts failed, {view.granted} were granted."
-    return f"{view.lost} attempts were lost, more than a task may lose."
+        return f"{_count(view.failures, 'attempt')} failed, of {view.granted} granted."
+    return f"{_count(view.lost, 'attempt')} lost: that is more than it may lose."
 
 
 def _granted_per_death(view: TaskView) -> str:
-    count = view.submitted.options.attempts if view.submitted is not None else 0
-    return f"{count} attempt" if count == 1 else f"{count} attempts"
+    return _count(view.submitted.options.attempts if view.submitted is not None else 0, "attempt")
 
 
 def _conflicts(conflicts: Iterable[Conflict]) -> Iterator[str]:
     for conflict in conflicts:
         yield f"Conflict {conflict.id} ({conflict.kind}, rule {conflict.rule}): {conflict.detail}"
+
+
+def _left_standing(view: TaskView) -> Iterator[str]:
+    """What lost, and has nothing declared that would undo it."""
+    submitted, relied = view.submitted, relied_on(view)
+    if view.winner is None or submitted is None or submitted.options.compensate or submitted.undoes is not None:
+        return
+    for attempt in view.attempts:
+        own = [effect.name for effect in own_effects(attempt) if relied.isdisjoint(effect.ids)]
+        if own and attempt.id != view.winner:
+            where = f"of attempt {attempt.number} in {attempt.region}"
+            yield f"Nothing {where} is undone, since no compensation is declared; it had recorded {_list(own)}."
 
 
 def _undone(facts: Facts, view: TaskView, compensations: Mapping[TaskId, str]) -> Iterator[str]:
@@ -303,15 +320,19 @@ def _undone(facts: Facts, view: TaskView, compensations: Mapping[TaskId, str]) -
     for due in undo(facts, view, settled=settled, decided=settled):
         told.add(due.id)
         names = [name for name, _ in due.effects]
-        what = _list(names + (["its result"] if due.result is not None else []))
-        of = f"of attempt {due.number} in {due.region}"
+        what = _list(names + (["the result"] if due.result is not None else []))
+        of = f"of attempt {due.number} in {due.region}:"
         state = compensations.get(due.id)
         if state is None:
-            yield f"To be undone: {what} {of}, by {due.region} as task {due.id.hex()} ({due.compensate})."
+            yield f"To be undone {of} {what}, by {due.region} as task {due.id.hex()} ({due.compensate})."
         else:
-            yield f"Undone: {what} {of}, as task {due.id.hex()} ({due.compensate}, {state})."
+            yield f"Undone {of} {what}, by task {due.id.hex()} ({due.compensate}, {state})."
     for other in sorted(set(compensations) - told):
-        yield f"Undone as task {other.hex()} ({compensations[other]})."
+        yield f"Undone before: task {other.hex()} ({compensations[other]})."
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _list(parts: Iterable[str]) -> str:
