@@ -14,7 +14,7 @@ from typing import Final
 
 from crdtsync import undoing
 from crdtsync.events import TASK_EVENTS
-from crdtsync.identifiers import TaskId, WriterId
+from crdtsync.identifiers import TASK_ID_BYTES, TaskId, WriterId
 from crdtsync.log.commit import decode_commit
 from crdtsync.region import RegionState
 from crdtsync.tasks import Task
@@ -34,7 +34,7 @@ class Settlement:
         self._full = full
         self._here = here
         self._require = require
-        self._remembered: dict[WriterId, deque[tuple[int, tuple[TaskId, ...]]]] = {}
+        self._remembered: dict[WriterId, deque[tuple[int, bytes]]] = {}  # number, ids joined: small, and in one piece
         self._count = 0
         self._reading: dict[int, WriterId] = {}
         self._loading = 0
@@ -50,7 +50,7 @@ class Settlement:
             return
         if recent and recent[-1][0] != number - 1:
             return  # a gap was forgotten: only a gap-free run can be used
-        recent.append((number, tasks))
+        recent.append((number, b"".join(tasks)))
         self._count += len(tasks)
 
     # Visiting ----------------------------------------------------------------------------------
@@ -96,11 +96,13 @@ class Settlement:
     def _recall(self, writer: WriterId, number: int) -> tuple[TaskId, ...] | None:
         recent = self._remembered.get(writer)
         while recent and recent[0][0] < number:
-            self._count -= len(recent.popleft()[1])
+            self._count -= len(recent.popleft()[1]) // TASK_ID_BYTES
         if recent and recent[0][0] == number:
-            _, tasks = recent.popleft()
-            self._count -= len(tasks)
-            return tasks
+            _, packed = recent.popleft()
+            self._count -= len(packed) // TASK_ID_BYTES
+            return tuple(
+                TaskId(packed[start : start + TASK_ID_BYTES]) for start in range(0, len(packed), TASK_ID_BYTES)
+            )
         return None
 
     def _read(self, writer: WriterId, first: int) -> None:
@@ -114,19 +116,19 @@ class Settlement:
         writer = self._reading.pop(token, None)
         if writer is None:
             return False
-        run: list[tuple[int, tuple[TaskId, ...]]] = []
+        run: list[tuple[int, bytes]] = []
         for blob in blobs:
             commit = decode_commit(blob)
             touched = {event.task for event in commit.events if type(event) in TASK_EVENTS}  # type: ignore[union-attr]
-            run.append((commit.number, tuple(sorted(touched))))
+            run.append((commit.number, b"".join(sorted(touched))))
         recent = self._remembered.setdefault(writer, deque())
         if recent and run and recent[0][0] <= run[-1][0]:
             run = [entry for entry in run if entry[0] < recent[0][0]]
         if recent and run and recent[0][0] != run[-1][0] + 1:
-            self._count -= sum(len(tasks) for _, tasks in recent)
+            self._count -= sum(len(packed) // TASK_ID_BYTES for _, packed in recent)
             recent.clear()
         recent.extendleft(reversed(run))
-        self._count += sum(len(tasks) for _, tasks in run)
+        self._count += sum(len(packed) // TASK_ID_BYTES for _, packed in run)
         return True
 
     def _visit(self, tasks: tuple[TaskId, ...]) -> None:

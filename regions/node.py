@@ -23,6 +23,7 @@ from crdtsync.protocol.messages import PROTOCOL_VERSION, Opened
 from regions.config import Config
 from regions.driver import Driver
 from regions.inspection import Inspection
+from regions.memory import keep_trimmed
 from regions.observability.logs import configure_logs, get_logger
 from regions.recovery import settings_of
 from regions.storage.sqlite import SqliteStore
@@ -84,6 +85,7 @@ class Node:
         if announce is not None:
             announce(self.url, self.peer_url)
         loop = asyncio.create_task(self._driver.run(), name="driver")
+        trimming = asyncio.create_task(keep_trimmed(), name="memory")
         self._peers.dial()
         stop = asyncio.create_task(self._stopping.wait())
         try:
@@ -92,6 +94,7 @@ class Node:
                 await self._drain()
         finally:
             stop.cancel()
+            trimming.cancel()
             await self._end(loop)
         self._log.info("node is down", writer=writer, forced=self._forced.is_set())
         return not self._forced.is_set()

@@ -3,8 +3,8 @@
     worker = Worker(app, "ws://127.0.0.1:7700")
     await worker.run(signals=True)
 
-The node pushes attempts, at most `credits` of them; `concurrency` run at once, the rest wait here so
-that a finished handler is followed by the next without a round trip. Async handlers run on the loop,
+The node pushes attempts, at most `credits` of them; `concurrency` run at once, and what was assigned
+beyond that waits here, so that a finished handler is followed by the next without a round trip. Async handlers run on the loop,
 others in threads. A lost connection stops nothing: handlers run on, and what they did (effects,
 checkpoints, results) is sent again until the node says that it is durable.
 

@@ -57,7 +57,7 @@ def test_a_worker_declares_its_app_and_completes_what_it_is_assigned() -> None:
         async with FakeNode() as node, at_work(node, app, concurrency=4):
             [hello] = node.of(c.WorkerHello)
             assert hello.app == "shop"
-            assert hello.credits == 8
+            assert hello.credits == 4
             assert hello.tasks[0].queue == "payments"
             await node.assign(assignment(1, "charge", "A-1", 5))
             [done] = await node.completed()
