@@ -352,14 +352,16 @@ def _on_ends(task: TaskId, facts: Facts, view: TaskView) -> Iterator[Conflict]:
 def _on_overlap(task: TaskId, view: TaskView) -> Iterator[Conflict]:
     """Attempts of two regions, each claimed before the other's end, by stamps. Open ones may yet be: not told."""
     ended = [a for a in view.attempts if a.end is not None]
-    if len(ended) < 2 or sum(a.state is AttemptState.OK for a in ended) > 1:
+    if len({a.region for a in ended}) < 2 or sum(a.state is AttemptState.OK for a in ended) > 1:
         return  # two successes are told as such
-    over = {
-        a.id
-        for a in ended
-        for b in ended
-        if a.region != b.region and a.end is not None and b.end is not None and a.id < b.end and b.id < a.end
-    }
+    over: set[AttemptId] = set()
+    under_way: list[AttemptView] = []
+    for attempt in ended:  # in claim order
+        under_way = [a for a in under_way if a.end is not None and a.end > attempt.id]
+        beside = [a.id for a in under_way if a.region != attempt.region]
+        if beside:
+            over.update(beside, (attempt.id,))
+        under_way.append(attempt)
     if over:
         ran = [a for a in ended if a.id in over]
         winner = view.attempt(view.winner) if view.winner is not None else None

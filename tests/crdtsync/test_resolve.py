@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from crdtsync.events import Ended
 from crdtsync.history import Facts
@@ -314,3 +316,21 @@ def test_the_hash_is_the_views_and_the_tasks() -> None:
     assert one != view_hash(type(TASK)(bytes(16)), story.view)
     story.claim("eu")
     assert one != view_hash(TASK, story.view)
+
+
+@given(st.lists(st.sampled_from("RNL"), max_size=12), st.integers(0, 12), st.sampled_from("RNL"))
+def test_deaths_never_become_fewer_by_another_fact(ends: list[str], at: int, more: str) -> None:
+    """Else a requeue that answered death 2 would lose its meaning when an older failure arrives."""
+
+    def deaths(ends: list[str]) -> int:
+        story = Story()
+        story.submit(attempts=3, lost_max=1)
+        for end in ends:
+            claim = story.claim()
+            if end == "L":
+                story.end(claim, "lost", reason="crash")
+            else:
+                story.fail(claim, retryable=end == "R")
+        return story.view.deaths
+
+    assert deaths(ends) <= deaths([*ends[:at], more, *ends[at:]]) <= deaths(ends) + 1
