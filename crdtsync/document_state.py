@@ -32,6 +32,7 @@ OPS_VERSION: Final = 1
 STATE_VERSION: Final = 1
 KEY_BYTES_MAX: Final = 256
 UPDATE_BYTES_MAX: Final = 1 << 20  # one `DocumentUpdated.update`; a larger one is void on every replica
+OP_BYTES_MAX: Final = 256  # what an operation adds to a state at most, beside its key and content: ids and heads
 TOTAL_MAX: Final = 1 << 62  # of the amounts that one writer adds; what would pass it is void
 
 SET, DELETE, ADD, APPEND, TEXT = range(5)
@@ -60,7 +61,12 @@ class Text(Protocol):
     def join(self, state: bytes) -> None:
         """Raises ValueError if `state` is none; nothing is changed."""
 
-    def state(self) -> bytes: ...
+    def state(self) -> bytes:
+        """The whole history, for `join`. Not the same bytes on each replica."""
+
+    def summary(self) -> bytes:
+        """Equal on replicas that hold the same."""
+
     def content(self) -> str: ...
 
 
@@ -111,11 +117,12 @@ class Entry:
 class DocumentState:
     """All entries of one document. `new_text` makes an empty `Text`."""
 
-    __slots__ = ("entries", "new_text")
+    __slots__ = ("entries", "new_text", "size_max")
 
     def __init__(self, new_text: Callable[[], Text]) -> None:
         self.entries: dict[str, Entry] = {}
         self.new_text = new_text
+        self.size_max = 0  # bytes that `encode` certainly stays below
 
     def apply(self, event: EventId, ops: Iterable[Op]) -> None:
         """Let the operations of one event take effect. Again is harmless.
@@ -126,6 +133,9 @@ class DocumentState:
             ValueError: A piece of text is not valid; the operations before it took effect.
         """
         for index, op in enumerate(ops):
+            self.size_max += (
+                OP_BYTES_MAX + len(op.key) * 4 + (0 if isinstance(op.content, int | None) else len(op.content))
+            )
             entry = self.entries.get(op.key)
             if entry is None:
                 entry = self.entries[op.key] = Entry()
@@ -153,6 +163,7 @@ class DocumentState:
             RemoteProtocolError: If it is no such state. Nothing of it was joined, unless it is a
                 text inside it that is not valid.
         """
+        self.size_max += len(state)
         for key, write, value, content in _state_from(codec.decode(state, bytes_max=bytes_max)):
             entry = self.entries.get(key)
             if entry is None:
@@ -172,8 +183,8 @@ class DocumentState:
                     except ValueError as error:
                         raise RemoteProtocolError(f"the text of entry {key!r} is not valid: {error}") from error
 
-    def encode(self) -> bytes:
-        """The state as bytes: equal states have equal bytes, but for how a text's history is cut."""
+    def encode(self, *, summary: bool = False) -> bytes:
+        """The state as bytes. With `summary`, equal states have equal bytes, which cannot be joined."""
         if not self.entries:
             return b""
         writers = sorted({place[1] for place in self._places() if place} | {w for p in self._parts() for w in p.added})
@@ -192,14 +203,17 @@ class DocumentState:
                         short(base),
                         tuple((index[writer], *last) for writer, last in sorted(parts.added.items())),
                         tuple((short(place), item) for place, item in sorted(parts.items.items())),
-                        None if parts.text is None else parts.text.state(),
+                        None if parts.text is None else parts.text.summary() if summary else parts.text.state(),
                     )
                     for base, parts in sorted(entry.content.items())
                 ),
             )
             for key, entry in sorted(self.entries.items())
         )
-        return codec.encode((STATE_VERSION, tuple(writers), entries))
+        state = codec.encode((STATE_VERSION, tuple(writers), entries))
+        if not summary:
+            self.size_max = len(state)
+        return state
 
     def _parts(self) -> Iterable[Parts]:
         return (parts for entry in self.entries.values() for parts in entry.content.values())
