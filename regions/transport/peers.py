@@ -241,6 +241,7 @@ class PeerLinks:
                 if self._links.get(peer) is not link:
                     break
                 self._hearer.receive(peer, binary(frame))
+                await asyncio.sleep(0)  # frames that came together are read without a wait: others get their turn
             reason = connection.close_reason or reason
         except RemoteProtocolError as error:
             reason = str(error)

@@ -299,3 +299,24 @@ def test_closing_says_goodbye(tmp_path):
             assert socket.close_code == 1001
 
     run(scenario)
+
+
+def test_frames_that_come_together_do_not_hold_up_other_connections(tmp_path):
+    """One read of the socket brings thousands of small frames: everybody else has a turn between any two."""
+
+    async def scenario():
+        turn, taken_at = 0, []
+
+        def status(_command):
+            taken_at.append(turn)
+            return {}
+
+        async with serving(tmp_path, {commands.Status: status}) as (_, url), opened(url) as socket:
+            for number in range(300):
+                await socket.send(encode_frame([ClientRequest(number, commands.Status())]))
+            while len(taken_at) < 300:
+                turn += 1
+                await asyncio.sleep(0)
+        assert len(set(taken_at)) == 300
+
+    run(scenario)
