@@ -105,6 +105,8 @@ class Node:
             host=self,
         )
         self.apply()
+        if incarnation > 1:
+            self.acknowledge()
 
     # GossipHost
 
@@ -145,7 +147,9 @@ class Node:
             if isinstance(item, CommitsArrived):
                 for blob in item.blobs:
                     received = self.log.receive(blob, self.network.now.wall_ms)
-                    self.pending += [(commit.row(), item.peer) for commit in received.commits]
+                    for commit in received.commits:
+                        self.pending.append((commit.row(), item.peer))
+                        self.network.came_from[self.region, commit.writer, commit.number] = item.peer
                 self.untaken.append((item.peer, item.size))
             elif isinstance(item, SnapshotRows):
                 self.untaken.append((item.peer, item.size))
@@ -172,9 +176,13 @@ class Node:
         for peer, size in taken:
             self.gossip.taken(peer, size, now)
         self.stability.advance(self.log.applied)
-        own = self.log.durable_have[self.writer]
-        self.gossip.acknowledge(DOMAIN, Ack(self.region, self.writer, own, self.log.durable_applied), now)
+        self.acknowledge()
         self.flush()
+
+    def acknowledge(self) -> None:
+        own = self.log.durable_have[self.writer]
+        ack = Ack(self.region, self.writer, own, self.log.durable_applied)
+        self.gossip.acknowledge(DOMAIN, ack, self.network.now)
 
 
 class Network:
@@ -183,6 +191,7 @@ class Network:
     Args:
         edges: Who is linked with whom while nothing is cut.
         loss: Share of frames that vanish.
+        jitter_ms: Added to the latency of each frame at random, without changing their order.
     """
 
     def __init__(
@@ -195,12 +204,17 @@ class Network:
         disk_ms: int = 2,
         redial_ms: int = 500,
         loss: float = 0.0,
+        jitter_ms: int = 0,
         settings: GossipSettings | None = None,
     ) -> None:
         self.names = sorted(names)
         self.edges = {tuple(sorted(edge)) for edge in edges}
         self.settings = settings or GossipSettings()
-        self.latency_ms, self.disk_ms, self.redial_ms, self.loss = latency_ms, disk_ms, redial_ms, loss
+        self.latency_ms, self.disk_ms, self.redial_ms = latency_ms, disk_ms, redial_ms
+        self.loss, self.jitter_ms = loss, jitter_ms
+        self.lose_next_commits: set[Edge] = set()  # directions in which the next frame of commits vanishes
+        self.black_holes: set[Edge] = set()  # directions in which every frame does
+        self.arrives_ms: dict[Edge, int] = {}  # of the last frame, per direction: frames do not overtake each other
         self.random = random.Random(f"network {seed}")
         self.mono_ms = 1_000
         self.queue: list[tuple[int, int, Node | None, Callable[[], None]]] = []
@@ -210,7 +224,7 @@ class Network:
         self.cut: set[Edge] = set()  # links that are refused; those that are up are black holes
         self.sent: dict[str, int] = defaultdict(int)
         self.commits_sent: list[tuple[str, str, WriterId, int]] = []
-        self.first_from: dict[tuple[str, WriterId, int], str] = {}
+        self.came_from: dict[tuple[str, WriterId, int], str] = {}
         self.frames: list[tuple[str, str, bytes]] = []
         self.recording = False
         self.nodes = {name: Node(self, name) for name in self.names}
@@ -298,10 +312,14 @@ class Network:
         self.sent["frames"] += 1
         self.sent["bytes"] += len(message)
         self.note(str(node.region), peer, message)
-        if generation is None or edge in self.cut or self.random.random() < self.loss:
+        source = str(node.region)
+        lost = self.random.random() < self.loss or (source, peer) in self.black_holes
+        if (source, peer) in self.lose_next_commits and isinstance(decode_frame(message).message, Commits):
+            self.lose_next_commits.discard((source, peer))
+            lost = True
+        if generation is None or edge in self.cut or lost:
             self.sent["dropped"] += 1
             return
-        source = str(node.region)
 
         def arrive() -> None:
             if self.up.get(edge) != generation or edge in self.cut:
@@ -310,7 +328,10 @@ class Network:
             receiver.take(receiver.gossip.receive(RegionId(source), message, self.now))
             self.carry(receiver)
 
-        self.after(self.latency_ms, arrive)
+        delay_ms = self.latency_ms + (self.random.randrange(self.jitter_ms) if self.jitter_ms else 0)
+        at_ms = max(self.mono_ms + delay_ms, self.arrives_ms.get((source, peer), 0))
+        self.arrives_ms[source, peer] = at_ms
+        self.after(at_ms - self.mono_ms, arrive)
 
     def note(self, source: str, peer: str, message: bytes) -> None:
         """Keep account of every commit that is sent, and of where each node had it from."""

@@ -65,7 +65,7 @@ messages = st.one_of(
     domains.flatmap(lambda d: st.builds(m.SnapshotChunk, st.just(d), numbers, _tuples(_rows(d)))),
     st.builds(m.SnapshotState, domains, numbers, blobs),
     st.builds(m.SnapshotEnd, domains, numbers, numbers, vectors, vectors, digests),
-    st.builds(m.OwnHeadsQuestion),
-    st.builds(m.OwnHeadsAnswer, _tuples(own_heads)),
+    st.builds(m.OwnHeadsQuestion, writers, numbers, _tuples(regions)),
+    st.builds(m.OwnHeadsAnswer, writers, regions, _tuples(own_heads)),
     st.builds(m.Bye, texts),
 )

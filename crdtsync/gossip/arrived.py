@@ -42,9 +42,9 @@ class AckArrived(NamedTuple):
 
 
 class OwnHeadsArrived(NamedTuple):
-    """What `peer` has of our region's writers, and what we acknowledged to it last, as it remembers.
+    """What the member `peer` has of our region's writers, and what we acknowledged last, as it remembers.
 
-    The peer is no longer in `Gossip.unanswered` once it has answered for every common domain.
+    It need not have come over a link to that member. The member is no longer in `Gossip.unanswered`.
     """
 
     peer: RegionId

@@ -103,7 +103,7 @@ class Gossip:
         self._liveness = Liveness(me, everybody)
         self._exchange = Exchange(self._wire, self._liveness, self._peers)
         self._transfer = Transfer(self._wire)
-        self._recovery = Recovery(self._wire)
+        self._recovery = Recovery(self._wire, self._peers)
         self._started: Now | None = None
         self._mono_ms: int | None = None
         self._handlers: dict[type[Any], Handler] = {
@@ -463,7 +463,7 @@ class Gossip:
             return
         self._suspect(link, now)
         if link.heads_due_ms <= now.mono_ms:
-            self._recovery.ask(link)
+            self._recovery.ask(link, now)
             self._exchange.send_heads(link, now)
         if link.ping_due_ms <= now.mono_ms:
             session = link.session
@@ -522,6 +522,6 @@ class Gossip:
         self._transfer.requested(link, message, now)
         return []
 
-    def _on_question(self, _known: Peer, link: Link, _msg: OwnHeadsQuestion, _size: int, _now: Now) -> list[Arrived]:
-        self._recovery.answer(link)
+    def _on_question(self, _known: Peer, link: Link, message: OwnHeadsQuestion, _size: int, _now: Now) -> list[Arrived]:
+        self._recovery.asked(link, message)
         return []

@@ -2,61 +2,139 @@
 
 A disk can go back in time: a power cut that took the tail with it, a backup, a copy. So a node asks every member for the
 heads of all its own writers and for the last acknowledgement it gave, pulls up to the join of the answers, and its new
-acknowledgements count only once every member has answered (rules.md). The question is asked on each link and repeated
-with the heads until the answer has come; a member that stays away keeps `unanswered` from becoming empty.
+acknowledgements count only once every member has answered (rules.md). A member that stays away keeps `unanswered` from
+becoming empty.
+
+Not every member need have a link to us: with one dead link of a mesh our acknowledgements would else never count again.
+So a question is passed on to whoever is wanted and has no link to the asker, flooded once per round, and the answers
+come back the way that the question came. The asker begins a new round with the exchange of heads. An answer names the
+asking incarnation, so it was given after that one's start, over however many relays it comes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from crdtsync.clock import Now
 from crdtsync.errors import RemoteProtocolError
 from crdtsync.gossip.arrived import Arrived, OwnHeadsArrived
-from crdtsync.gossip.peer import Link
+from crdtsync.gossip.peer import Link, Peer
 from crdtsync.gossip.wire import Wire
-from crdtsync.identifiers import RegionId, region_of
+from crdtsync.identifiers import RegionId, WriterId, incarnation_of, region_of
 from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Ack
 from crdtsync.protocol.peer_messages import OwnHeads, OwnHeadsAnswer, OwnHeadsQuestion
 
 
-class Recovery:
-    """Our question to everybody, and our answers to theirs."""
+@dataclass(slots=True)
+class _Question:
+    """What another region's newest incarnation asks, and what is known of it here. Bounded by the members."""
 
-    def __init__(self, wire: Wire) -> None:
+    writer: WriterId
+    round: int = -1
+    askers: set[RegionId] = field(default_factory=set)  # the peers that brought it
+    answers: dict[RegionId, OwnHeadsAnswer] = field(default_factory=dict)
+
+
+class Recovery:
+    """Our question to everybody, our answers to theirs, and what we pass on."""
+
+    def __init__(self, wire: Wire, peers: Mapping[RegionId, Peer]) -> None:
         self.unanswered: set[RegionId] = set(wire.identity.members) - {wire.me}
         self._wire = wire
+        self._peers = peers
+        self._questions: dict[RegionId, _Question] = {}
 
-    def ask(self, link: Link) -> None:
-        """Ask, if the peer has not answered this incarnation yet."""
-        if link.peer in self.unanswered:
-            self._wire.send(link, OwnHeadsQuestion())
+    def ask(self, link: Link, now: Now) -> None:
+        """Ask the peer, if it has not answered, and over it those to whom we have no link."""
+        linked = {other.peer for other in self._open_links() if other is not link}
+        wanted = tuple(sorted(self.unanswered - linked))
+        if wanted:
+            number = now.mono_ms // self._wire.settings.heads_interval_ms  # one round for all links
+            self._wire.send(link, OwnHeadsQuestion(self._wire.identity.writer, number, wanted))
 
-    def answer(self, link: Link) -> None:
-        """Say what is durable here of the peer's writers, and what it acknowledged last as far as we know."""
-        answers = []
-        for domain in link.domains:
+    def asked(self, link: Link, message: OwnHeadsQuestion) -> None:
+        """A peer asks, for itself or for another: say what we know of it, and pass on what we do not."""
+        region = region_of(message.writer)
+        members = self._wire.identity.members
+        if region == self._wire.me or region not in members:
+            return
+        question = self._questions.get(region)
+        if question is None or _is_newer(message.writer, question.writer):
+            question = self._questions[region] = _Question(message.writer)
+        elif message.writer != question.writer:
+            return  # of an incarnation that is no more
+        question.askers.add(link.peer)
+        if self._wire.me in message.wanted:
+            question.answers[self._wire.me] = self._own_answer(message.writer)
+        wanted = set(message.wanted) & set(members) - {region}
+        for member in sorted(wanted & question.answers.keys()):
+            self._wire.send(link, question.answers[member])
+        remaining = tuple(sorted(wanted - question.answers.keys()))
+        if message.round > question.round and remaining:
+            question.round = message.round
+            for other in self._open_links():
+                if other.peer not in (link.peer, region):
+                    self._wire.send(other, message._replace(wanted=remaining))
+
+    def answered(self, link: Link, message: OwnHeadsAnswer) -> list[Arrived]:
+        """An answer has come: to our own question, or to one that we passed on.
+
+        Raises:
+            RemoteProtocolError: If it speaks of others than the asker's writers.
+        """
+        region = region_of(message.writer)
+        for _, heads, ack in message.domains:
+            if any(region_of(writer) != region for writer, _ in heads) or (ack and region_of(ack[0]) != region):
+                raise RemoteProtocolError("an answer about another region's writers", writer=message.writer)
+        if message.member not in self._wire.identity.members or message.member == region:
+            return []
+        if message.writer == self._wire.identity.writer:
+            return self._take(message)
+        question = self._questions.get(region)
+        if question is None or question.writer != message.writer or message.member in question.answers:
+            return []
+        question.answers[message.member] = message
+        for other in self._open_links():
+            if other.peer in question.askers and other is not link:
+                self._wire.send(other, message)
+        return []
+
+    def _open_links(self) -> list[Link]:
+        return [link for peer in self._peers.values() if (link := peer.open_link) is not None]
+
+    def _take(self, message: OwnHeadsAnswer) -> list[Arrived]:
+        if message.member not in self.unanswered:
+            return []
+        self.unanswered.discard(message.member)
+        me = self._wire.me
+        return [
+            OwnHeadsArrived(
+                message.member,
+                domain,
+                Heads(heads),
+                Ack(me, ack[0], ack[1], Heads(ack[2])) if ack is not None else None,
+            )
+            for domain, heads, ack in message.domains
+            if domain in self._wire.logs
+        ]
+
+    def _own_answer(self, writer: WriterId) -> OwnHeadsAnswer:
+        """What is durable here of that region's writers, and what it acknowledged last as far as we know."""
+        region = region_of(writer)
+        domains = []
+        for domain in self._wire.identity.domains:
             held = self._wire.logs[domain].durable_have
-            heads = tuple((writer, number) for writer, number in held.items() if region_of(writer) == link.peer)
-            heard = self._wire.stability[domain].latest().get(link.peer)
+            heads = tuple((each, number) for each, number in held.items() if region_of(each) == region)
+            heard = self._wire.stability[domain].latest().get(region)
             ack = None
             if heard is not None:
                 ack = (heard.ack.writer, heard.ack.own_number, tuple(heard.ack.heads.items()))
-            answers.append(OwnHeads(domain, heads, ack))
-        self._wire.send(link, OwnHeadsAnswer(tuple(answers)))
+            domains.append(OwnHeads(domain, heads, ack))
+        return OwnHeadsAnswer(writer, self._wire.me, tuple(domains))
 
-    def answered(self, link: Link, message: OwnHeadsAnswer) -> list[Arrived]:
-        """The peer has answered.
 
-        Raises:
-            RemoteProtocolError: If it speaks of others than our writers, or of a domain that we do not share.
-        """
-        arrived: list[Arrived] = []
-        me = self._wire.me
-        for domain, heads, last in message.domains:
-            link.domain(domain)
-            if any(region_of(writer) != me for writer, _ in heads) or (last is not None and region_of(last[0]) != me):
-                raise RemoteProtocolError("an answer about another region's writers", domain=domain)
-            ack = Ack(me, last[0], last[1], Heads(last[2])) if last is not None else None
-            arrived.append(OwnHeadsArrived(link.peer, domain, Heads(heads), ack))
-        if {domain for domain, _, _ in message.domains} >= link.domains.keys():
-            self.unanswered.discard(link.peer)
-        return arrived
+def _is_newer(writer: WriterId, other: WriterId) -> bool:
+    """As for acknowledgements: of two with one number (a cloned disk) the larger name counts."""
+    return (incarnation_of(writer), writer) > (incarnation_of(other), other)

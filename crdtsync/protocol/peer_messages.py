@@ -172,16 +172,25 @@ class SnapshotEnd(NamedTuple):
 
 
 class OwnHeadsQuestion(NamedTuple):
-    """What do you have of my region's writers, and what did I acknowledge to you last?"""
+    """What do these members have of the asking region's writers, and what did it acknowledge to them last?
+
+    Passed on by peers, so that it reaches members to which the asker has no link.
+    """
+
+    writer: WriterId  # the incarnation that asks
+    round: int  # grows with each time that it asks
+    wanted: tuple[RegionId, ...]  # who has not answered it yet
 
 
 class OwnHeads(NamedTuple):
     domain: Domain
-    heads: tuple[tuple[WriterId, int], ...]  # of the asker's writers, durable at the sender
+    heads: tuple[tuple[WriterId, int], ...]  # of the asker's writers, durable at the member
     ack: tuple[WriterId, int, tuple[tuple[WriterId, int], ...]] | None
 
 
 class OwnHeadsAnswer(NamedTuple):
+    writer: WriterId  # of the question
+    member: RegionId  # who says this
     domains: tuple[OwnHeads, ...]
 
 
@@ -369,8 +378,8 @@ _SHAPES: Final[dict[int, Check]] = {
     11: _fields(_domain, _uint, _many(_row, ROWS_MAX), into=SnapshotChunk),
     12: _fields(_domain, _uint, _blob(STATE_PIECE_BYTES_MAX), into=SnapshotState),
     13: _fields(_domain, _uint, _uint, _vector, _vector, _digest, into=SnapshotEnd),
-    14: _fields(into=OwnHeadsQuestion),
-    15: _fields(_many(_own_heads, DOMAINS_MAX), into=OwnHeadsAnswer),
+    14: _fields(_writer, _uint, _regions, into=OwnHeadsQuestion),
+    15: _fields(_writer, _region, _many(_own_heads, DOMAINS_MAX), into=OwnHeadsAnswer),
     16: _fields(_text, into=Bye),
 }
 assert _SHAPES.keys() == KINDS.keys()

@@ -89,7 +89,7 @@ def test_a_kind_of_a_later_version_is_no_error():
         [11, 1, "default", 0, [[b"short", "n", "q", "s", True, True, "o", 0, 0, [], b"", b""]]],
         [12, 1, "default", 0, bytes(m.STATE_PIECE_BYTES_MAX + 1)],
         [14, 1, 1],
-        [15, 1, [["default", [], [str(EU_1), 1]]]],
+        [15, 1, str(EU_1), "eu", [["default", [], [str(EU_1), 1]]]],
         [7, 1, 0, 0, 0, 0, [["eu", 1, 1]]],
         [7, 1, 0, 0, 0, 0, {"eu": 1}],
         [16, 1, cbor2.CBORTag(0, "2020-01-01T00:00:00Z")],
@@ -139,8 +139,8 @@ def test_every_kind_has_a_number_for_ever():
         11: ("SnapshotChunk", 3),
         12: ("SnapshotState", 3),
         13: ("SnapshotEnd", 6),
-        14: ("OwnHeadsQuestion", 0),
-        15: ("OwnHeadsAnswer", 1),
+        14: ("OwnHeadsQuestion", 3),
+        15: ("OwnHeadsAnswer", 3),
         16: ("Bye", 1),
     }
 
