@@ -252,7 +252,7 @@ def decode_ops(update: bytes) -> tuple[Op, ...]:
     """
     plain = codec.decode(update, bytes_max=UPDATE_BYTES_MAX)
     match plain:
-        case (int() as version, tuple() as fields) if version == OPS_VERSION:
+        case (int() as version, tuple() as fields) if type(version) is int and version == OPS_VERSION:
             ops = tuple(_op(item) for item in fields)
         case _:
             raise RemoteProtocolError("not a document update of this version")

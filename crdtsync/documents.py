@@ -40,8 +40,9 @@ from crdtsync.protocol.codec import decode_value, encode_value
 DocumentKey: TypeAlias = tuple[Domain, bytes, str]  # the task is b"" for a shared document
 
 # A region accepts no edit that takes its copy beyond this. Regions that are cut off from each other
-# each count what they see, so n of them can reach n times as much; so can joins, which are not edits.
-DOCUMENT_BYTES_MAX: Final = 1 << 20
+# each count what they see, so n of them can reach n times as much; so can joins, which are not edits. Equal to
+# UPDATE_BYTES_MAX, so no update that fits is void for its size.
+DOCUMENT_BYTES_MAX: Final = UPDATE_BYTES_MAX
 STATE_BYTES_MAX: Final = 64 * DOCUMENT_BYTES_MAX  # of a state that is read back or joined
 QUARANTINED_MAX: Final = 1_000  # documents whose damage is remembered
 TEXT_LOG_MAX: Final = 64  # updates of a text kept one by one until they are saved as one
@@ -116,11 +117,7 @@ class DocumentShelf:
         if document is not None and size > DOCUMENT_BYTES_MAX:
             size = len(update) + len(document.encode())  # exact, and only now, since it costs the whole document
         if size > DOCUMENT_BYTES_MAX:
-            raise PayloadTooLargeError(
-                f"the document would have {size} bytes, the limit is {DOCUMENT_BYTES_MAX}; keep large data in a store",
-                size=size,
-                limit=DOCUMENT_BYTES_MAX,
-            )
+            raise _too_large(size)
         return update
 
     def _base(self, key: DocumentKey, name: str) -> Any:
@@ -265,12 +262,22 @@ def _decoded(data: bytes) -> Any:
         return data
 
 
+def _too_large(size: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        f"the document would have {size} bytes, the limit is {DOCUMENT_BYTES_MAX}; keep large data in a store",
+        size=size,
+        limit=DOCUMENT_BYTES_MAX,
+    )
+
+
 def _check(op: Op) -> None:
     if not 0 < len(op.key.encode(errors="replace")) <= KEY_BYTES_MAX:
         raise InvalidRequestError(f"a document's key has 1 to {KEY_BYTES_MAX} bytes: {op.key[:40]!r}")
     if op.kind in (SET, APPEND):
+        if len(op.content) > DOCUMENT_BYTES_MAX:
+            raise _too_large(len(op.content))
         try:
-            decode_value(op.content, bytes_max=UPDATE_BYTES_MAX)
+            decode_value(op.content, bytes_max=DOCUMENT_BYTES_MAX)
         except RemoteProtocolError as error:
             raise InvalidRequestError(f"entry {op.key!r} is not a value: {error}") from error
     elif op.kind == ADD and abs(op.content) > TOTAL_MAX:
