@@ -141,7 +141,8 @@ class Writer:
             return
         values = []
         labels = []
-        for row in rows:
+        # The last of each: labels are written after all rows, so those of an earlier one would stay.
+        for row in {(row.domain, row.task): row for row in rows}.values():
             domain = self._domain(connection, row.domain)
             text = _LABELS.encode(row.labels).decode() if row.labels else ""
             crc = checksum.of_task(row, text)
