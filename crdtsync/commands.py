@@ -132,14 +132,25 @@ class Forget(Command, frozen=True):
 
 
 class ListTasks(Command, frozen=True):
+    """Reply: a page, {"records": [task's record...], "next": cursor or None}, newest first.
+
+    A page is bounded in tasks and bytes, whatever the limit: ask again with `after` set to `next`
+    until that is None. Pages are read one after the other, so a task that changes meanwhile may be
+    listed as it was or as it is, and one that is submitted meanwhile is not listed.
+    """
+
     state: str | None = None
     queue: str | None = None
     label: tuple[str, str] | None = None
-    limit: int = 100  # 0 for all
+    limit: int = 100  # 0 for as many as a page holds
+    after: tuple[int, bytes] | None = None
 
 
 class ListConflicts(Command, frozen=True):
+    """Reply: a page, as of `ListTasks`. Conflicts of one task come together, also beyond `limit`."""
+
     limit: int = 0
+    after: tuple[int, bytes] | None = None
 
 
 class ShowConflict(Command, frozen=True):

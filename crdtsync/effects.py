@@ -126,13 +126,18 @@ class Reply:
     final: bool = True
 
 
+Cursor: TypeAlias = tuple[int, bytes]  # `created_ms` and id of a row: where the rows after it begin, newest first
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Read task rows by their columns and call `queried(token, rows)`, newest first.
+    """Read a page of task rows by their columns and call `queried(token, page)`, newest first.
 
-    The store is as fresh as the replica's memory when this effect is seen. `what` is "tasks" or
-    "conflicts" (rows with conflicts > 0); `where` holds equality filters: ("state", s),
-    ("queue", q), ("label", (key, value)); `limit` 0 means all.
+    The store is as fresh as the replica's memory when the effect for a first page is seen. `what`
+    is "tasks" or "conflicts" (rows with conflicts > 0); `where` holds equality filters:
+    ("state", s), ("queue", q), ("label", (key, value)). The page begins behind the row that
+    `after` names, and holds up to `limit` rows (0: any number) while their facts fit into
+    `bytes_max` together (0: any size), but at least one.
     """
 
     token: int
@@ -140,6 +145,15 @@ class Query:
     what: str
     where: tuple[tuple[str, Any], ...]
     limit: int
+    after: Cursor | None = None
+    bytes_max: int = 0
+
+
+class Page(NamedTuple):
+    """A page of rows. `after` is the cursor of the next one, None if this was the last."""
+
+    rows: tuple[TaskRow, ...] = ()
+    after: Cursor | None = None
 
 
 @dataclass(frozen=True, slots=True)

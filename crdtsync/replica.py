@@ -24,7 +24,7 @@ from crdtsync import undoing
 from crdtsync.clock import Now
 from crdtsync.document_requests import DocumentRequests
 from crdtsync.duties import Duties
-from crdtsync.effects import DocumentRow, Effect, Reply, TaskRow
+from crdtsync.effects import DocumentRow, Effect, Page, Reply, TaskRow
 from crdtsync.errors import CorruptLogError, CrdtSyncError, OverloadedError
 from crdtsync.events import WriterOpened
 from crdtsync.identifiers import EventId, RegionId, TaskId, WriterId, incarnation_of, node_of, region_of
@@ -267,9 +267,9 @@ class Replica:
         self._neighbours.gossip.rows_read(token, list(rows), now)
         self._run()
 
-    def queried(self, token: int, rows: Iterable[TaskRow], now: Now) -> None:
+    def queried(self, token: int, page: Page, now: Now) -> None:
         self._here.now = now
-        self._requests.queried(token, list(rows))
+        self._requests.queried(token, page)
         self._run()
 
     def tick(self, now: Now) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from crdtsync import commands as c
 from crdtsync import lifecycle
-from crdtsync.effects import Query, Reply, TaskRow
+from crdtsync.effects import Cursor, Page, Query, Reply, TaskRow
 from crdtsync.errors import (
     CrdtSyncError,
     DependencyError,
@@ -48,6 +48,10 @@ SPECS_MAX: Final = 10_000  # tasks in one bulk submit
 DELAY_MS_MAX: Final = 10 * 366 * 86_400_000
 GENERATIONS_MAX: Final = 1_000_000
 PARTITIONS: Final = ("wait", "takeover")
+PAGE_TASKS_MAX: Final = 500  # of a listing: turning them into records holds the loop for some 50 ms
+PAGE_CONFLICTS_MAX: Final = 100  # tasks with conflicts in a page: their compensations are brought into memory
+PAGE_BYTES_MAX: Final = 1 << 20  # of facts in a page, beyond its first task
+CURSOR_MS_MAX: Final = 2**63 - 1
 
 
 class Requests:
@@ -65,7 +69,7 @@ class Requests:
         self._records = records
         self._require = require
         self._flush = flush
-        self._queries: dict[int, Callable[[list[TaskRow]], None]] = {}
+        self._queries: dict[int, Callable[[Page], None]] = {}
 
     # Answers -----------------------------------------------------------------------------------
 
@@ -386,10 +390,13 @@ class Requests:
             where.append(("queue", command.queue))
         if command.label is not None:
             where.append(("label", command.label))
-        self._query("tasks", tuple(where), command.limit, lambda rows: self.reply(ticket, self._rows(rows)))
+        limit = min(command.limit or PAGE_TASKS_MAX, PAGE_TASKS_MAX)
 
-    def _rows(self, rows: list[TaskRow]) -> list[dict[str, Any]]:
-        return [self._records.task(self._from_row(row)) for row in rows]
+        def answer(page: Page) -> None:
+            records = [self._records.task(self._from_row(row)) for row in page.rows]
+            self.reply(ticket, {"records": records, "next": page.after})
+
+        self._query(ticket, "tasks", tuple(where), limit, after=command.after, then=answer)
 
     def _from_row(self, row: TaskRow) -> Task:
         """The task in memory if it is there, else a copy from its row, for reading only."""
@@ -399,39 +406,71 @@ class Requests:
         return Task.from_row(row)
 
     def list_conflicts(self, command: c.ListConflicts, ticket: Any) -> None:
-        self._conflicts(ticket, lambda found: self.reply(ticket, found[: command.limit or None]))
+        limit = min(command.limit or PAGE_CONFLICTS_MAX, PAGE_CONFLICTS_MAX)  # each task has a conflict at least
+        self._conflicts(
+            ticket,
+            limit,
+            command.after,
+            lambda found, after: self.reply(ticket, {"records": found, "next": after}),
+        )
 
     def show_conflict(self, command: c.ShowConflict, ticket: Any) -> None:
-        def answer(found: list[dict[str, Any]]) -> None:
+        def search(found: list[dict[str, Any]], after: Cursor | None) -> None:
             for record in found:
                 if record["id"] == command.id:
                     self.reply(ticket, record)
                     return
-            raise UnknownTaskError(f"no conflict {command.id} is known in {self._here.me}")
+            if after is None:
+                raise UnknownTaskError(f"no conflict {command.id} is known in {self._here.me}")
+            self._conflicts(ticket, PAGE_CONFLICTS_MAX, after, search)
 
-        self._conflicts(ticket, answer)
+        self._conflicts(ticket, PAGE_CONFLICTS_MAX, None, search)
 
-    def _conflicts(self, ticket: Any, then: Callable[[list[dict[str, Any]]], None]) -> None:
-        def with_rows(rows: list[TaskRow]) -> None:
-            tasks = [self._from_row(row) for row in rows]
+    def _conflicts(
+        self,
+        ticket: Any,
+        limit: int,
+        after: Cursor | None,
+        then: Callable[[list[dict[str, Any]], Cursor | None], None],
+    ) -> None:
+        def with_rows(page: Page) -> None:
+            tasks = [self._from_row(row) for row in page.rows]
             related = [id for task in tasks for id in self._records.compensations_of(task)]
-            self._with(related, ticket, lambda: then([r for task in tasks for r in self._records.conflicts(task)]))
+            self._with(
+                related,
+                ticket,
+                lambda: then([record for task in tasks for record in self._records.conflicts(task)], page.after),
+            )
 
-        self._query("conflicts", (), 0, with_rows)
+        self._query(ticket, "conflicts", (), limit, after=after, then=with_rows)
 
     def _query(
-        self, what: str, where: tuple[tuple[str, Any], ...], limit: int, then: Callable[[list[TaskRow]], None]
+        self,
+        ticket: Any,
+        what: str,
+        where: tuple[tuple[str, Any], ...],
+        limit: int,
+        *,
+        after: Cursor | None,
+        then: Callable[[Page], None],
     ) -> None:
-        """Ask the store, once the rows there are as fresh as memory."""
-        self._flush()
+        """Ask the store for a page. Before the first one the rows there are made as fresh as memory."""
+        if after is not None and not (0 <= after[0] <= CURSOR_MS_MAX and len(after[1]) == TASK_ID_BYTES):
+            self.refuse(ticket, InvalidRequestError("`after` is the `next` of an earlier page"))
+            return
         token = self._here.token()
         self._queries[token] = then
-        self._here.emit(Query(token, self._here.domain, what, where, limit))
+        query = Query(token, self._here.domain, what, where, limit, after, PAGE_BYTES_MAX)
+        if after is None:
+            self._flush()
+            self._here.emit(query)
+        else:
+            self._here.urgent(query)  # what its first page waited for was durable then
 
-    def queried(self, token: int, rows: list[TaskRow]) -> None:
+    def queried(self, token: int, page: Page) -> None:
         then = self._queries.pop(token, None)
         if then is not None:
-            then(rows)
+            then(page)
 
 
 def _ended_at(view: TaskView) -> EventId | None:

@@ -145,9 +145,26 @@ class Client:
         repeat = _REPEATS.get(type(command), Repeat.READ)
         if isinstance(command, c.Submit):
             command = _with_ids(command)
+        if isinstance(command, c.ListTasks | c.ListConflicts):
+            return [record async for page in self.pages(command) for record in page]
         return await self._connection.request(command, repeat=repeat, waits=waits)
 
     call = request
+
+    async def pages(self, command: c.ListTasks | c.ListConflicts) -> AsyncIterator[_Records]:
+        """A listing page by page, for those too long to be held as one list; `request` joins them."""
+        while True:
+            page = await self._connection.request(command, repeat=Repeat.READ, waits=False)
+            records: _Records = page["records"]
+            left = 0
+            if command.limit:
+                records = records[: command.limit]
+                left = command.limit - len(records)
+            yield records
+            if page["next"] is None or (command.limit and not left):
+                return
+            created_ms, task = page["next"]
+            command = msgspec.structs.replace(command, limit=left, after=(created_ms, task))
 
     async def stream(self, command: c.Watch) -> AsyncIterator[dict[str, Any]]:
         """The answers to a command that has many, until the caller stops asking.

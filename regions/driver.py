@@ -252,7 +252,7 @@ class Driver:
                     self.store.read_rows(domain, after, limit), lambda r, rows, now: r.rows_read(token, rows, now)
                 )
             case Query():
-                self._read(self.store.query(effect), lambda r, rows, now: r.queried(effect.token, rows, now))
+                self._read(self.store.query(effect), lambda r, page, now: r.queried(effect.token, page, now))
             case Stop(worker, attempt, reason):
                 self._outlets.stop_attempt(worker, attempt, reason)
             case Disconnect(peer, reason):

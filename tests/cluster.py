@@ -19,6 +19,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from msgspec import structs
+
 from crdtsync import commands as c
 from crdtsync import effects as e
 from crdtsync.clock import Now
@@ -197,6 +199,15 @@ class Node:
                 return reply.value
             self.cluster.step()
         raise AssertionError(f"no answer to {command}")
+
+    def listing(self, command: c.ListTasks | c.ListConflicts) -> list[dict[str, Any]]:
+        """All pages of a listing."""
+        page = self.ask(command)
+        records: list[dict[str, Any]] = page["records"]
+        while page["next"] is not None:
+            page = self.ask(structs.replace(command, after=page["next"]))
+            records += page["records"]
+        return records
 
 
 class AskError(Exception):

@@ -8,7 +8,7 @@ import click
 
 from crdtsync import commands
 from regions.cli.options import node_options
-from regions.cli.output import print_record, print_rows
+from regions.cli.output import print_record
 
 COLUMNS: Final = ("id", "task", "kind", "rule", "winner", "losers", "compensations")
 
@@ -23,9 +23,9 @@ def conflict() -> None:
 @node_options
 def list_(*, limit: int, node: str, output: str) -> None:
     """List conflicts: the rule that decided each, who won, and what was undone."""
-    from regions.cli.session import ask
+    from regions.cli.session import print_listing
 
-    print_rows(ask(node, commands.ListConflicts(limit=limit)), COLUMNS, output, empty="no conflicts")
+    print_listing(node, commands.ListConflicts(limit=limit), COLUMNS, output, empty="no conflicts")
 
 
 @conflict.command()

@@ -55,6 +55,32 @@ def print_json_line(value: Any) -> None:
     sys.stdout.flush()
 
 
+class JsonArray:
+    """A listing that arrives in parts, printed as `print_json` prints the whole and never held."""
+
+    def __init__(self) -> None:
+        self._indent = 2 if on_terminal() else None
+        self._opened = False
+
+    def add(self, rows: Iterable[Any]) -> None:
+        for row in rows:
+            text = json.dumps([row], ensure_ascii=False, indent=self._indent, default=_plain)
+            # Without its brackets; indented, each stands on a line of its own.
+            item = text[1:-1] if self._indent is None else text[1:-2]
+            if self._opened:
+                sys.stdout.write(", " if self._indent is None else ",")
+            else:
+                sys.stdout.write("[")
+                self._opened = True
+            sys.stdout.write(item)
+
+    def end(self) -> None:
+        if not self._opened:
+            _write("[]")
+        else:
+            _write("]" if self._indent is None else "\n]")
+
+
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], output: str, *, empty: str = "") -> None:
     """A listing: one JSON array, or a table of `columns`; `empty` is the message when there is nothing."""
     if output == "json":

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from crdtsync.commands import ClientCommand
+from crdtsync.commands import ClientCommand, ListConflicts, ListTasks
 from crdtsync.errors import WaitTimeoutError
+from regions.cli.output import JsonArray, print_rows
 from regions.client import Client
 
 _Answer = TypeVar("_Answer")
@@ -30,6 +31,31 @@ def ask(node: str, command: ClientCommand, *, timeout_s: float | None = None) ->
         return await client.request(command)
 
     return talk(node, question, timeout_s=timeout_s)
+
+
+def print_listing(
+    node: str, command: ListTasks | ListConflicts, columns: Sequence[str], output: str, *, empty: str
+) -> int:
+    """Print a listing, page by page as JSON; a table needs all rows first, but only these columns of them.
+
+    Returns how many records there were. Raises as `ask`; what was printed before is then not a whole array.
+    """
+
+    async def conversation(client: Client) -> int:
+        array, rows, count = JsonArray(), [], 0
+        async for page in client.pages(command):
+            count += len(page)
+            if output == "json":
+                array.add(page)
+            else:
+                rows += [{column: record.get(column) for column in columns} for record in page]
+        if output == "json":
+            array.end()
+        else:
+            print_rows(rows, columns, output, empty=empty)
+        return count
+
+    return talk(node, conversation)
 
 
 def talk(

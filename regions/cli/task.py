@@ -140,11 +140,12 @@ def list_(
     *, state: str | None, queue: str | None, label: tuple[str, str] | None, limit: int, node: str, output: str
 ) -> None:
     """List tasks, newest first."""
-    from regions.cli.session import ask
+    from regions.cli.session import print_listing
 
-    rows = ask(node, commands.ListTasks(state=state, queue=queue, label=label, limit=limit))
-    print_rows(rows, LIST_COLUMNS, output, empty="no tasks match; submit one with: crdtsync task submit NAME")
-    if output == "table" and limit and len(rows) == limit:
+    command = commands.ListTasks(state=state, queue=queue, label=label, limit=limit)
+    empty = "no tasks match; submit one with: crdtsync task submit NAME"
+    count = print_listing(node, command, LIST_COLUMNS, output, empty=empty)
+    if output == "table" and limit and count == limit:
         print_message(f"the newest {limit}; --limit 0 shows all")
 
 

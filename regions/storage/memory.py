@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from itertools import islice
 
-from crdtsync.effects import CommitRow, DocumentRow, Persist, Query, TaskRow
+from crdtsync.effects import CommitRow, Cursor, DocumentRow, Page, Persist, Query, TaskRow
 from crdtsync.errors import CorruptLogError, StorageError, StoreLockedError
 from crdtsync.identifiers import Domain, TaskId, WriterId
 from regions.storage.store import (
@@ -109,7 +109,7 @@ class MemoryStore:
             number += 1
         return blobs
 
-    async def query(self, query: Query) -> list[TaskRow]:
+    async def query(self, query: Query) -> Page:
         self._check_open()
         filters = filters_of(query)
         rows = [
@@ -119,9 +119,17 @@ class MemoryStore:
             and (filters.queue is None or row.queue == filters.queue)
             and (filters.label is None or filters.label in row.labels)
             and (row.conflicts > 0 or not filters.conflicts_only)
+            and (query.after is None or _place(row) < query.after)
         ]
-        rows.sort(key=lambda row: (row.created_ms, row.task), reverse=True)
-        return rows[: query.limit or None]
+        rows.sort(key=_place, reverse=True)
+        page: list[TaskRow] = []
+        size = 0
+        for row in rows:
+            size += len(row.facts)
+            if page and (len(page) == query.limit or 0 < query.bytes_max < size):
+                return Page(tuple(page), _place(page[-1]))
+            page.append(row)
+        return Page(tuple(page))
 
     async def documents(self, domain: Domain) -> list[DocumentRow]:
         self._check_open()
@@ -220,3 +228,7 @@ class MemoryStore:
 
     def _commit_bytes(self) -> int:
         return sum(len(row.blob) for row in self._commits.values())
+
+
+def _place(row: TaskRow) -> Cursor:
+    return row.created_ms, row.task

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from crdtsync.effects import DocumentRow, TaskRow
+from crdtsync.effects import Cursor, DocumentRow, Page, Query, TaskRow
 from crdtsync.identifiers import Domain, TaskId, WriterId
 from regions.storage import checksum, statements
 from regions.storage.store import (
@@ -160,17 +160,27 @@ class Reader:
                 self.corrupt.add(CorruptRow("document", domain, task=task, name=name))
         return rows
 
-    def query(self, connection: sqlite3.Connection, domain: Domain, filters: Filters, limit: int) -> list[TaskRow]:
-        key = _domain(connection, domain)
+    def query(self, connection: sqlite3.Connection, query: Query, filters: Filters) -> Page:
+        key = _domain(connection, query.domain)
+        limit = query.limit or INTEGER_MAX - 1
         connection.execute("BEGIN")  # one view of the data for all the statements of this query
         try:
-            found = _keys(connection, key, filters, limit or INTEGER_MAX)
+            found = _keys(connection, key, filters, query.after, limit + 1)  # one more, to see whether this is the end
             records: list[Any] = []
-            for _, task in found:
-                records += connection.execute(statements.TASK, (key, task))
+            size = 0
+            after: Cursor | None = None
+            for place in found:
+                (record,) = connection.execute(statements.TASK, (key, place[1]))
+                size += len(record[-1]) if isinstance(record[-1], bytes) else 0  # damaged
+                if records and (len(records) == limit or 0 < query.bytes_max < size):
+                    break
+                records.append(record)
+                after = place
+            else:
+                after = None
         finally:
             connection.execute(statements.COMMIT)
-        return self._sound(domain, records)
+        return Page(tuple(self._sound(query.domain, records)), after)
 
     def check(self, connection: sqlite3.Connection) -> list[str]:
         return [line for (line,) in connection.execute("PRAGMA integrity_check") if line != "ok"]
@@ -206,18 +216,22 @@ def _domain(connection: sqlite3.Connection, domain: Domain) -> int:
     return found[0] if found else 0
 
 
-def _keys(connection: sqlite3.Connection, domain: int, filters: Filters, limit: int) -> list[tuple[int, bytes]]:
-    """(created_ms, task) of the newest `limit` tasks that match, from indexes alone."""
+def _keys(
+    connection: sqlite3.Connection, domain: int, filters: Filters, after: Cursor | None, limit: int
+) -> list[Cursor]:
+    """(created_ms, task) of the newest `limit` tasks that match and are older than `after`, from indexes alone."""
+    paged = after is not None
+    tail = (*(after or ()), limit)
     if filters.conflicts_only:
-        sql = statements.keys(filters, by_label=False)
-        return connection.execute(sql, (domain, *statements.parameters(filters, by_label=False), limit)).fetchall()
+        sql = statements.keys(filters, by_label=False, paged=paged)
+        return connection.execute(sql, (domain, *statements.parameters(filters, by_label=False), *tail)).fetchall()
     # The other indexes are in order within one state: ask for each, and merge.
-    found: list[tuple[int, bytes]] = []
+    found: list[Cursor] = []
     for state in [filters.state] if filters.state is not None else _states(connection, domain, filters):
         one = filters._replace(state=state)
         by_label = _label_is_rarer(connection, domain, one)
-        values = (domain, *statements.parameters(one, by_label=by_label), limit)
-        found += connection.execute(statements.keys(one, by_label=by_label), values).fetchall()
+        values = (domain, *statements.parameters(one, by_label=by_label), *tail)
+        found += connection.execute(statements.keys(one, by_label=by_label, paged=paged), values).fetchall()
     found.sort(reverse=True)
     return found[:limit]
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from crdtsync.effects import DocumentRow, Persist, Query, TaskRow
+from crdtsync.effects import DocumentRow, Page, Persist, Query, TaskRow
 from crdtsync.errors import CorruptLogError, StorageError
 from crdtsync.identifiers import Domain, WriterId
 from regions.storage import schema
@@ -95,8 +95,8 @@ class SqliteStore:
     async def read_commits(self, domain: Domain, writer: WriterId, first: int, bytes_max: int) -> list[bytes]:
         return await self._pointing.run(self._reader.read_commits, domain, writer, first, bytes_max)
 
-    async def query(self, query: Query) -> list[TaskRow]:
-        return await self._scanning.run(self._reader.query, query.domain, filters_of(query), query.limit)
+    async def query(self, query: Query) -> Page:
+        return await self._scanning.run(self._reader.query, query, filters_of(query))
 
     async def documents(self, domain: Domain) -> list[DocumentRow]:
         return await self._scanning.run(self._reader.documents, domain)

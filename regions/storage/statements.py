@@ -118,8 +118,9 @@ MANY_WITH_LABEL: Final = """
 """
 
 
-def keys(filters: Filters, *, by_label: bool) -> str:
-    """Text that selects (created_ms, task) of the tasks that match; `parameters` gives its values.
+def keys(filters: Filters, *, by_label: bool, paged: bool) -> str:
+    """Text that selects (created_ms, task) of the tasks that match; `parameters` gives its values,
+    then come those of the cursor if `paged`, and the limit.
 
     But for conflicts the state must be given (the caller asks once per state), because only then
     does an index hold the answer in its order. `by_label` walks the label's entries and looks each
@@ -128,7 +129,8 @@ def keys(filters: Filters, *, by_label: bool) -> str:
     if by_label:
         where = " WHERE l.domain = ? AND l.label = ? AND l.value = ? AND l.state = ?"
         in_queue = _IN_QUEUE if filters.queue is not None else ""
-        return f"SELECT created_ms, task FROM labels l{where}{in_queue}{_NEWEST}"
+        older = " AND (l.created_ms, l.task) < (?, ?)" if paged else ""
+        return f"SELECT created_ms, task FROM labels l{where}{in_queue}{older}{_NEWEST}"
     where = " WHERE t.domain = ?"
     if filters.conflicts_only:
         where += " AND t.conflicts > 0"
@@ -140,11 +142,12 @@ def keys(filters: Filters, *, by_label: bool) -> str:
     where += " AND t.queue = ?" if filters.queue is not None else ""
     where += " AND t.state = ?" if filters.state is not None else ""
     where += _HAS_LABEL if filters.label is not None else ""
+    where += " AND (t.created_ms, t.task) < (?, ?)" if paged else ""
     return f"SELECT created_ms, task FROM tasks t INDEXED BY {index}{where}{_NEWEST}"
 
 
 def parameters(filters: Filters, *, by_label: bool) -> tuple[str, ...]:
-    """The values that stand between the domain and the limit in `keys`."""
+    """The values that stand between the domain and the cursor or limit in `keys`."""
     label = filters.label or ()
     queue = () if filters.queue is None else (filters.queue,)
     state = () if filters.state is None else (filters.state,)

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from crdtsync.effects import DocumentRow, Persist, Query, TaskRow
+from crdtsync.effects import DocumentRow, Page, Persist, Query, TaskRow
 from crdtsync.errors import CorruptLogError
 from crdtsync.identifiers import Domain, WriterId
 
@@ -144,9 +144,10 @@ class Store(Protocol):
             CorruptRowError: Number `first` is damaged. (A later one ends the list before it.)
         """
 
-    async def query(self, query: Query) -> list[TaskRow]:
-        """Rows that match all filters, newest first (`created_ms`, then id). Damaged ones are
-        left out, and listed by `corrupt_rows`.
+    async def query(self, query: Query) -> Page:
+        """A page of the rows that match all filters, newest first (`created_ms`, then id), and
+        where the next one begins. From an index, however far into the listing the page is: under
+        100 ms among a million rows. Damaged rows are left out, and listed by `corrupt_rows`.
 
         Raises:
             ValueError: An unknown filter or kind of query.

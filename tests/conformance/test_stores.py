@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,20 @@ async def flat(batches) -> list:
     return [item async for batch in batches for item in batch]
 
 
-def tasks_query(*where: tuple, limit: int = 0, what: str = "tasks", domain: Domain = D) -> Query:
-    return Query(1, domain, what, where, limit)
+def tasks_query(*where: tuple, limit: int = 0, what: str = "tasks", domain: Domain = D, **page) -> Query:
+    return Query(1, domain, what, where, limit, **page)
+
+
+async def rows_of(store: Store, query: Query) -> list[TaskRow]:
+    """All rows that a query finds, page by page."""
+    found: list[TaskRow] = []
+    while True:
+        page = await store.query(query)
+        found += page.rows
+        if page.after is None:
+            return found
+        assert page.rows, "a page that is not the last holds something, unless it is damaged"
+        query = replace(query, after=page.after)
 
 
 # Durability --------------------------------------------------------------------------------------
@@ -293,7 +306,7 @@ def test_every_column_comes_back(store):
     async def story(store: Store) -> None:
         await store.append(Persist(1, rows=(row,)))
         assert await store.load_rows(D, [row.task]) == [row]
-        assert await store.query(tasks_query(("label", ("b", "ü\"']")), ("queue", "q\x00ueue"))) == [row]
+        assert await rows_of(store, tasks_query(("label", ("b", "ü\"']")), ("queue", "q\x00ueue"))) == [row]
 
     check(store, story)
 
@@ -334,21 +347,66 @@ def test_queries_filter_and_come_newest_first(store):
     async def story(store: Store) -> None:
         await store.append(Persist(1, rows=tuple(rows)))
         newest = rows[::-1]
-        assert await store.query(tasks_query()) == newest
-        assert await store.query(tasks_query(limit=3)) == newest[:3]
-        assert await store.query(tasks_query(("state", "dead"), limit=2)) == [rows[19], rows[17]]
-        assert await store.query(tasks_query(("queue", "pay"))) == [row for row in newest if row.queue == "pay"]
+        assert await rows_of(store, tasks_query()) == newest
+        assert (await store.query(tasks_query(limit=3))).rows == tuple(newest[:3])
+        assert (await store.query(tasks_query(("state", "dead"), limit=2))).rows == (rows[19], rows[17])
+        assert await rows_of(store, tasks_query(("queue", "pay"))) == [row for row in newest if row.queue == "pay"]
         acme = [row for row in newest if row.labels]
-        assert await store.query(tasks_query(("label", ("tenant", "acme")))) == acme
-        assert await store.query(tasks_query(("label", ["tier", "1"]), ("queue", "mail"), ("state", "dead"))) == [
+        assert await rows_of(store, tasks_query(("label", ("tenant", "acme")))) == acme
+        assert await rows_of(store, tasks_query(("label", ["tier", "1"]), ("queue", "mail"), ("state", "dead"))) == [
             row for row in acme if row.labels[1] == ("tier", "1") and row.queue == "mail"
         ]
-        assert await store.query(tasks_query(("label", ("tenant", "other")))) == []
-        assert await store.query(tasks_query(what="conflicts")) == [row for row in newest if row.conflicts]
-        assert await store.query(
+        assert await rows_of(store, tasks_query(("label", ("tenant", "other")))) == []
+        assert await rows_of(store, tasks_query(what="conflicts")) == [row for row in newest if row.conflicts]
+        page = await store.query(
             tasks_query(("label", ("tenant", "acme")), ("state", "dead"), what="conflicts", limit=1)
-        ) == [rows[19]]
-        assert await store.query(tasks_query(domain=OTHER)) == []
+        )
+        assert page.rows == (rows[19],)
+        assert await rows_of(store, tasks_query(domain=OTHER)) == []
+
+    check(store, story)
+
+
+def test_pages_join_to_the_whole_listing(store):
+    """Also where many rows share a millisecond, and whatever the filter."""
+    rows = [
+        task(n, created_ms=1_000 + n // 7, state=("waiting", "dead", "running")[n % 3], queue="pq"[n % 2],
+             labels=(("a", "x"),) if n % 4 else (), conflicts=n % 2)
+        for n in range(60)
+    ]  # fmt: skip
+    filters: list[tuple] = [
+        (),
+        (("state", "dead"),),
+        (("queue", "p"),),
+        (("label", ("a", "x")),),
+        (("label", ("a", "x")), ("queue", "q")),
+    ]
+
+    async def story(store: Store) -> None:
+        await store.append(Persist(1, rows=tuple(rows)))
+        for what in ("tasks", "conflicts"):
+            for where in filters:
+                whole = await store.query(tasks_query(*where, what=what))
+                assert whole.after is None
+                for limit in (1, 7, 100):
+                    assert await rows_of(store, tasks_query(*where, what=what, limit=limit)) == list(whole.rows)
+        exact = await store.query(tasks_query(limit=60))
+        assert (len(exact.rows), exact.after) == (60, None), "nothing is behind it, so no cursor"
+        assert (await store.query(tasks_query(after=(1_000, rows[0].task)))).rows == ()
+
+    check(store, story)
+
+
+def test_a_page_is_bounded_in_bytes_but_never_empty(store):
+    rows = [task(n, created_ms=n, facts=bytes(100 * n)) for n in range(1, 6)]
+
+    async def story(store: Store) -> None:
+        await store.append(Persist(1, rows=tuple(rows)))
+        page = await store.query(tasks_query(bytes_max=900))
+        assert (page.rows, page.after) == ((rows[4], rows[3]), (4, rows[3].task))
+        page = await store.query(tasks_query(bytes_max=899))
+        assert (page.rows, page.after) == ((rows[4],), (5, rows[4].task))
+        assert await rows_of(store, tasks_query(bytes_max=1)) == rows[::-1]
 
     check(store, story)
 
@@ -362,11 +420,11 @@ def test_queries_follow_edits_of_labels_states_and_age(store):
                 2, rows=(task(1, labels=(("b", "2"), ("c", "3")), state="dead"), task(2, labels=labels, created_ms=9))
             )
         )
-        first, second = await store.query(tasks_query())
-        assert await store.query(tasks_query(("label", ("a", "1")))) == [second]
-        assert await store.query(tasks_query(("label", ("b", "2")))) == [first, second]
-        assert await store.query(tasks_query(("label", ("b", "2")), ("state", "waiting"))) == [second]
-        assert await store.query(tasks_query(("label", ("c", "3")), ("state", "dead"))) == [first]
+        first, second = await rows_of(store, tasks_query())
+        assert await rows_of(store, tasks_query(("label", ("a", "1")))) == [second]
+        assert await rows_of(store, tasks_query(("label", ("b", "2")))) == [first, second]
+        assert await rows_of(store, tasks_query(("label", ("b", "2")), ("state", "waiting"))) == [second]
+        assert await rows_of(store, tasks_query(("label", ("c", "3")), ("state", "dead"))) == [first]
 
     check(store, story)
 
@@ -452,7 +510,7 @@ batches = st.builds(
     drop=st.lists(st.tuples(domains, writers, st.integers(1, 6)), max_size=1).map(tuple),
 )
 queries = st.builds(
-    lambda domain, what, state, queue, label, limit: Query(
+    lambda domain, what, state, queue, label, limit, after, bytes_max: Query(
         1,
         domain,
         what,
@@ -460,6 +518,8 @@ queries = st.builds(
             (name, value) for name, value in (("state", state), ("queue", queue), ("label", label)) if value is not None
         ),
         limit,
+        after,
+        bytes_max,
     ),
     domains,
     st.sampled_from(["tasks", "tasks", "conflicts"]),
@@ -467,6 +527,8 @@ queries = st.builds(
     st.none() | st.sampled_from("pq"),
     st.none() | st.tuples(st.sampled_from("ab"), st.sampled_from(["", "x", "\0", '"'])),
     st.integers(0, 3),
+    st.none() | st.tuples(st.integers(0, 4), st.integers(0, 7).map(lambda n: n.to_bytes(16))),
+    st.sampled_from([0, 0, 1, 50]),
 )
 
 

@@ -117,7 +117,7 @@ def test_both_sides_of_a_cut_run_the_task_that_had_reached_both_and_the_loser_is
     cluster.run_for(10_000)
     undone = [a for _, _, a in cluster.started if a.name == "refund"]
     assert len(undone) == 1
-    conflicts = cluster.nodes[RegionId("ap")].ask(c.ListConflicts())
+    conflicts = cluster.nodes[RegionId("ap")].listing(c.ListConflicts())
     assert [(r["kind"], r["compensations"][0]["state"]) for r in conflicts] == [("double_success", "succeeded")]
     texts = {cluster.explain(region, task) for region in REGIONS}
     assert len(texts) == 1
@@ -149,7 +149,7 @@ def test_a_cancel_on_one_side_and_a_success_on_the_other_end_alike_everywhere() 
     cluster.heal()
     assert cluster.converge()
     assert {cluster.state(region, task) for region in REGIONS} == {"succeeded"}
-    assert {r["kind"] for r in cluster.nodes[RegionId("eu")].ask(c.ListConflicts())} >= {"success_against_cancel"}
+    assert {r["kind"] for r in cluster.nodes[RegionId("eu")].listing(c.ListConflicts())} >= {"success_against_cancel"}
 
 
 def test_one_key_on_both_sides_is_one_task_after_the_heal() -> None:
@@ -162,7 +162,7 @@ def test_one_key_on_both_sides_is_one_task_after_the_heal() -> None:
     cluster.heal()
     assert cluster.converge()
     assert {cluster.state(region, one) for region in REGIONS} == {"succeeded"}
-    assert len(cluster.nodes[RegionId("ap")].ask(c.ListTasks(limit=0))) == 1
+    assert len(cluster.nodes[RegionId("ap")].listing(c.ListTasks(limit=0))) == 1
 
 
 def test_another_payload_under_one_key_loses_and_is_shown() -> None:
@@ -176,7 +176,7 @@ def test_another_payload_under_one_key_loses_and_is_shown() -> None:
     cluster.heal()
     assert cluster.converge()
     assert {tuple(cluster.show(region, task)["args"]) for region in REGIONS} == {(1,)}
-    kinds = [r["kind"] for r in cluster.nodes[RegionId("us")].ask(c.ListConflicts())]
+    kinds = [r["kind"] for r in cluster.nodes[RegionId("us")].listing(c.ListConflicts())]
     assert kinds == ["duplicate_submission"]
 
 
@@ -246,7 +246,7 @@ def test_a_region_with_an_empty_disk_catches_up_from_a_snapshot() -> None:
     cluster.run_for(20_000)
     assert cluster.converge()
     assert {cluster.state("eu", task) for task in [*tasks, waiting]} == {"succeeded"}
-    assert len(cluster.nodes[RegionId("eu")].ask(c.ListTasks(limit=0))) == len(tasks) + 1
+    assert len(cluster.nodes[RegionId("eu")].listing(c.ListTasks(limit=0))) == len(tasks) + 1
     digests = {cluster.status(region)["digest"] for region in REGIONS}
     assert len(digests) == 1
 
@@ -265,7 +265,7 @@ def test_an_absent_member_delays_settling_but_memory_stays_small() -> None:
     cluster.run_for(20_000)
     for region in REGIONS:
         assert cluster.status(region)["tasks_in_memory"] == 0
-        assert all(record["settled"] for record in cluster.nodes[RegionId(region)].ask(c.ListTasks(limit=0)))
+        assert all(record["settled"] for record in cluster.nodes[RegionId(region)].listing(c.ListTasks(limit=0)))
 
 
 def test_a_cut_survives_a_restart_of_the_node_and_leaves_other_pairs_alone() -> None:
@@ -340,7 +340,7 @@ def test_random_cuts_crashes_and_work_end_in_one_state_with_nothing_lost(seed: i
         assert record["state"] == "succeeded", record
         assert record["settled"], record
     assert len({cluster.status(region)["digest"] for region in REGIONS}) == 1
-    for conflict in cluster.nodes[RegionId("eu")].ask(c.ListConflicts()):
+    for conflict in cluster.nodes[RegionId("eu")].listing(c.ListConflicts()):
         assert all(undo["state"] == "succeeded" for undo in conflict["compensations"]), conflict
     assert not [alarm for alarm in cluster.alarms() if alarm.what != "disk.behind"]
 
@@ -408,7 +408,7 @@ def test_a_healed_region_does_not_start_what_the_others_finished_meanwhile() -> 
     cluster.run_for(5_000)
     assert cluster.converge()
     assert len(cluster.started) == len(tasks)
-    assert cluster.nodes[RegionId("eu")].ask(c.ListConflicts()) == []
+    assert cluster.nodes[RegionId("eu")].listing(c.ListConflicts()) == []
 
 
 def test_a_region_goes_on_when_a_returning_peer_never_says_what_it_has() -> None:

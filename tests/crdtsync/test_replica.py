@@ -6,6 +6,7 @@ import pytest
 
 from crdtsync import commands as c
 from crdtsync import effects as e
+from crdtsync import requests
 from crdtsync.protocol.codec import encode_value
 from tests.cluster import AskError, Cluster, Outcome, never, succeed
 
@@ -338,7 +339,7 @@ def test_a_restart_shows_the_same_state() -> None:
     assert cluster.status("eu")["digest"] == before
     cluster.worker("eu")
     cluster.run_for(20_000)
-    states = {record["state"] for record in cluster.nodes["eu"].ask(c.ListTasks(limit=0))}
+    states = {record["state"] for record in cluster.nodes["eu"].listing(c.ListTasks(limit=0))}
     assert states == {"succeeded"}
 
 
@@ -347,14 +348,55 @@ def test_listing_filters_by_state_queue_and_label() -> None:
     cluster.submit("eu", "noop", queue="a", labels={"team": "x"})
     cluster.submit("eu", "noop", queue="b", delay_ms=10_000)
     cluster.run_for(500)
-    ask = cluster.nodes["eu"].ask
-    assert [r["queue"] for r in ask(c.ListTasks(state="waiting"))] == ["b"]
-    assert [r["queue"] for r in ask(c.ListTasks(queue="a"))] == ["a"]
-    assert [r["queue"] for r in ask(c.ListTasks(label=("team", "x")))] == ["a"]
-    assert len(ask(c.ListTasks(limit=1))) == 1
+    ask, listing = cluster.nodes["eu"].ask, cluster.nodes["eu"].listing
+    assert [r["queue"] for r in listing(c.ListTasks(state="waiting"))] == ["b"]
+    assert [r["queue"] for r in listing(c.ListTasks(queue="a"))] == ["a"]
+    assert [r["queue"] for r in listing(c.ListTasks(label=("team", "x")))] == ["a"]
+    assert len(ask(c.ListTasks(limit=1))["records"]) == 1
     with pytest.raises(AskError) as refused:
         ask(c.ListTasks(state="nonsense"))
     assert refused.value.code == "invalid"
+
+
+def test_a_listing_comes_in_bounded_pages_and_brings_nothing_into_memory(monkeypatch) -> None:
+    monkeypatch.setattr(requests, "PAGE_TASKS_MAX", 7)
+    cluster = Cluster("eu", tasks={"noop": lambda _: Outcome(after_ms=1)}, credits=100)
+    node = cluster.nodes["eu"]
+    ids = {cluster.submit("eu", "noop") for _ in range(30)}
+    cluster.run_for(5_000)
+    assert cluster.status("eu")["tasks_in_memory"] == 0
+    page = node.ask(c.ListTasks(limit=0))
+    assert len(page["records"]) == 7
+    late = cluster.submit("eu", "noop", delay_ms=60_000)
+    rest = node.listing(c.ListTasks(limit=0, after=page["next"]))
+    assert [record["id"] for record in (*page["records"], *rest)] == [
+        record["id"] for record in node.listing(c.ListTasks(limit=0)) if record["id"] != late.hex()
+    ], "newest first, each once, and none that came after the first page"
+    assert {record["id"] for record in (*page["records"], *rest)} == {id.hex() for id in ids}
+    assert cluster.status("eu")["tasks_in_memory"] == 1
+    assert len(node.ask(c.ListTasks(limit=3, after=page["next"]))["records"]) == 3
+
+
+def test_only_the_first_page_of_a_listing_waits_for_rows_to_be_written(monkeypatch) -> None:
+    monkeypatch.setattr(requests, "PAGE_TASKS_MAX", 2)
+    cluster = Cluster("eu", tasks={"noop": never}, credits=1)
+    for _ in range(5):
+        cluster.submit("eu", "noop")
+    node = cluster.nodes["eu"]
+    flushes = []
+    flush = node.replica._requests._flush
+    monkeypatch.setattr(node.replica._requests, "_flush", lambda: flushes.append(flush()))
+    assert len(node.listing(c.ListTasks(limit=0))) == 5
+    assert len(flushes) == 1
+
+
+@pytest.mark.parametrize("after", [(-1, bytes(16)), (2**63, bytes(16)), (1, b""), (1, bytes(17))])
+def test_a_cursor_that_no_page_gave_is_refused(after) -> None:
+    cluster = Cluster("eu")
+    for command in (c.ListTasks(after=after), c.ListConflicts(after=after)):
+        with pytest.raises(AskError) as refused:
+            cluster.nodes["eu"].ask(command)
+        assert refused.value.code == "invalid"
 
 
 def test_ended_tasks_leave_memory_and_the_log_is_dropped_after_retention() -> None:
@@ -366,10 +408,10 @@ def test_ended_tasks_leave_memory_and_the_log_is_dropped_after_retention() -> No
     assert cluster.status("eu")["tasks_in_memory"] == 0
     cluster.run_for(20_000)
     assert cluster.status("eu")["commit_bytes"] < 2_000
-    assert len(cluster.nodes["eu"].ask(c.ListTasks(limit=0))) == 600
+    assert len(cluster.nodes["eu"].listing(c.ListTasks(limit=0))) == 600
     cluster.restart("eu")
     cluster.run_for(1_000)
-    assert len(cluster.nodes["eu"].ask(c.ListTasks(limit=0))) == 600
+    assert len(cluster.nodes["eu"].listing(c.ListTasks(limit=0))) == 600
 
 
 def test_a_watch_tells_each_change_once() -> None:

@@ -57,6 +57,8 @@ class FakeNode:
             c.Complete: {"state": "succeeded"},
             c.Submit: lambda command: [{"id": spec.id.hex(), "created": True} for spec in command.specs],
             c.Status: {"region": "eu"},
+            c.ListTasks: {"records": [], "next": None},
+            c.ListConflicts: {"records": [], "next": None},
         }
         self.connections: list[Connection] = []
         self.commands: list[Any] = []

@@ -23,7 +23,7 @@ def node(tmp_path):
         commands.Submit: accept,
         commands.Describe: RECORD,
         commands.Await: RECORD,
-        commands.ListTasks: [RECORD],
+        commands.ListTasks: {"records": [RECORD], "next": None},
         commands.ListRegions: [{"region": "eu", "self": True, "status": "self", "behind": 0}],
         commands.CutLinks: [{"region": "us", "status": "cut"}],
     }
@@ -156,8 +156,21 @@ def test_listings_are_one_array_or_a_table(ask, node):
     assert out.splitlines()[1].split()[:3] == ["eu", "yes", "self"]
 
 
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_a_listing_in_pages_is_printed_like_a_whole_one(ask, node, monkeypatch, on_terminal):
+    monkeypatch.setattr("regions.cli.output.on_terminal", lambda: on_terminal)
+    rows = [{**RECORD, "labels": {"n": str(n)}} for n in range(5)]
+    pages = {None: (rows[:2], [2, b"a"]), (2, b"a"): ([], [1, b"b"]), (1, b"b"): (rows[2:], None)}
+    node.desk.answers[commands.ListTasks] = lambda command: dict(
+        zip(("records", "next"), pages[command.after], strict=True)
+    )
+    out = ask("task", "list", "-o", "json", "--limit", "0")[1]
+    assert out == json.dumps(rows, ensure_ascii=False, indent=2 if on_terminal else None) + "\n"
+    assert len(ask("task", "list", "--limit", "0")[1].splitlines()) == 1 + len(rows)
+
+
 def test_empty_listings_say_so_on_stderr(ask, node):
-    node.desk.answers[commands.ListTasks] = lambda _: []
+    node.desk.answers[commands.ListTasks] = {"records": [], "next": None}
     assert ask("task", "list", "-o", "json")[:2] == (0, "[]\n")
     code, out, err = ask("task", "list")
     assert (code, out) == (0, "")

@@ -247,14 +247,14 @@ def test_waiting_goes_on_over_a_restart_of_the_node() -> None:
 def test_a_list_in_parts_is_joined_and_begun_anew_on_another_connection() -> None:
     async def scenario() -> None:
         async with FakeNode() as node, Client(node.url) as client:
-            node.script[c.ListTasks] = SILENCE
-            listing = asyncio.create_task(client.list(limit=0))
-            await node.until(lambda: node.of(c.ListTasks))
+            node.script[c.History] = SILENCE
+            listing = asyncio.create_task(client.history(TASK))
+            await node.until(lambda: node.of(c.History))
             number = node.connections[0].requests[-1][0]
             await node.connections[0].send(Response(number, [{"n": 1}], final=False))
             await client.node_status()
             node.cut()
-            await node.until(lambda: len(node.of(c.ListTasks)) == 2)
+            await node.until(lambda: len(node.of(c.History)) == 2)
             await node.connections[0].send(Response(number, [{"n": 1}, {"n": 2}], final=False))
             await node.connections[0].send(Response(number, [{"n": 3}]))
             assert await listing == [{"n": 1}, {"n": 2}, {"n": 3}]
@@ -439,6 +439,28 @@ def test_a_request_too_large_for_a_frame_fails_alone() -> None:
             big, small = await asyncio.gather(client.request(huge), client.node_status(), return_exceptions=True)
             assert isinstance(big, PayloadTooLargeError)
             assert small == {"region": "eu"}
+
+    run(scenario)
+
+
+def test_listings_are_asked_for_page_by_page_and_come_as_one_list() -> None:
+    pages = {
+        None: {"records": [{"n": 1}, {"n": 2}], "next": [5, b"a"]},
+        (5, b"a"): {"records": [], "next": [4, b"b"]},  # all that it held had changed, or was damaged
+        (4, b"b"): {"records": [{"n": 3}], "next": None},
+    }
+
+    async def scenario() -> None:
+        async with FakeNode() as node, Client(node.url) as client:
+            node.script[c.ListTasks] = node.script[c.ListConflicts] = lambda command: pages[command.after]
+            assert await client.list(queue="q", limit=0) == [{"n": 1}, {"n": 2}, {"n": 3}]
+            assert [(x.queue, x.limit, x.after) for x in node.of(c.ListTasks)] == [("q", 0, at) for at in pages]
+            assert await client.list(limit=1) == [{"n": 1}]
+            assert await client.list(limit=2) == [{"n": 1}, {"n": 2}]
+            assert len(node.of(c.ListTasks)) == 5, "nothing is asked for beyond the limit"
+            assert await client.list(limit=3) == [{"n": 1}, {"n": 2}, {"n": 3}]
+            assert [x.limit for x in node.of(c.ListTasks)[5:]] == [3, 1, 1]
+            assert await client.conflicts() == [{"n": 1}, {"n": 2}, {"n": 3}]
 
     run(scenario)
 

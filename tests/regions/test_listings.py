@@ -1,4 +1,4 @@
-"""A listing larger than a frame arrives whole."""
+"""A list larger than a frame arrives whole."""
 
 import asyncio
 
@@ -7,12 +7,12 @@ from regions.client import Client
 from tests.regions.fake_desk import AnsweringNode
 
 
-def test_a_listing_larger_than_a_frame_arrives_whole(tmp_path):
+def test_a_list_larger_than_a_frame_arrives_whole(tmp_path):
     rows = [{"id": number, "pad": "x" * 1_000} for number in range(30_000)]
 
     async def ask(url):
         async with Client(url) as client:
-            return await client.request(commands.ListTasks(limit=0))
+            return await client.request(commands.History(bytes(16)))
 
-    with AnsweringNode(tmp_path, {commands.ListTasks: rows}) as node:
+    with AnsweringNode(tmp_path, {commands.History: rows}) as node:
         assert asyncio.run(ask(node.url)) == rows

@@ -210,8 +210,8 @@ def test_a_long_listing_comes_in_parts(tmp_path):
     rows = [{"id": i, "pad": "x" * 1_000} for i in range(5_000)]
 
     async def scenario():
-        async with serving(tmp_path, {commands.ListTasks: rows}) as (_, url), opened(url) as socket:
-            await socket.send(encode_frame([ClientRequest(1, commands.ListTasks())]))
+        async with serving(tmp_path, {commands.History: rows}) as (_, url), opened(url) as socket:
+            await socket.send(encode_frame([ClientRequest(1, commands.History(bytes(16)))]))
             got = []
             while not got or not got[-1].final:
                 got += await answers_of(socket, 1)

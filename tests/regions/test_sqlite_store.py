@@ -238,7 +238,7 @@ def test_a_damaged_task_is_never_passed_off_as_absent(tmp_path, column, value):
             with pytest.raises(CorruptRowError):
                 await store.read_rows(D, task(1).task, 10)
             assert await flat(store.live_rows(D)) == [task(1), task(3)]
-            assert damaged.task not in {row.task for row in await store.query(Query(1, D, "tasks", (), 0))}
+            assert damaged.task not in {row.task for row in (await store.query(Query(1, D, "tasks", (), 0))).rows}
             assert store.corrupt_rows() == (damaged,)
             assert await flat(store.known_ids(D)) == [task(n).task for n in (1, 2, 3)]
             await store.append(Persist(2, rows=(task(2),)))
