@@ -17,7 +17,7 @@ from crdtsync.history import Facts
 from crdtsync.identifiers import EventId, TaskId, region_of
 from crdtsync.reliability import next_attempt_at_ms
 from crdtsync.task_view import AttemptState, AttemptView, Conflict, TaskState, TaskView
-from crdtsync.undoing import own_effects, relied_on, undo
+from crdtsync.undoing import own_effects, standing_keys, undo
 from crdtsync.views import at, error_of, utc
 
 ATTEMPTS_SHOWN: Final = 20  # of many, the first and the last few tell the story
@@ -303,11 +303,11 @@ def _conflicts(conflicts: Iterable[Conflict]) -> Iterator[str]:
 
 def _left_standing(view: TaskView) -> Iterator[str]:
     """What lost, and has nothing declared that would undo it."""
-    submitted, relied = view.submitted, relied_on(view)
+    submitted, standing = view.submitted, standing_keys(view)
     if view.winner is None or submitted is None or submitted.options.compensate or submitted.undoes is not None:
         return
     for attempt in view.attempts:
-        own = [effect.name for effect in own_effects(attempt) if relied.isdisjoint(effect.ids)]
+        own = [effect.name for effect in own_effects(attempt) if effect.key not in standing]
         if own and attempt.id != view.winner:
             where = f"of attempt {attempt.number} in {attempt.region}"
             yield f"Nothing {where} is undone, since no compensation is declared; it had recorded {_list(own)}."

@@ -31,7 +31,7 @@ class Action(StrEnum):
     FAIL = "fail"
     #: Nobody will hear of it again.
     LOSE = "lose"
-    #: Record an effect. Also after the attempt's end: it happened.
+    #: Record an effect. Also after the attempt's end, unless its handler returned: it happened.
     EFFECT = "effect"
     #: Save where a later attempt may resume.
     CHECKPOINT = "checkpoint"
@@ -197,7 +197,8 @@ def _refusal_on_attempt(view: TaskView, action: Action, region: str, attempt: At
         return "no such attempt is known here"
     if known.region != region:
         return f"attempt {known.number} is {known.region}'s"
-    if action is not Action.EFFECT and known.state is not AttemptState.OPEN:
+    # A worker that was thought lost may still have done something. A handler that returned has not.
+    if known.state is not AttemptState.OPEN and (action is not Action.EFFECT or known.state is AttemptState.OK):
         return f"attempt {known.number} has ended: {known.state}"
     return None
 

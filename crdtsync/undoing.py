@@ -110,6 +110,35 @@ def relied_on(view: TaskView) -> frozenset[EventId]:
     return frozenset() if winner is None else frozenset(winner.relies)
 
 
+def standing_keys(view: TaskView) -> frozenset[bytes]:
+    """The keys of all effects on which the outcome rests: the winner's own, and those that it relies on.
+
+    A sink that knows keys has done each of them once, whoever recorded it. A lost worker that comes
+    back and records what a retry in its region has done as well has done nothing that could be undone.
+    """
+    winner = view.attempt(view.winner) if view.winner is not None else None
+    if winner is None:
+        return frozenset()
+    relied = relied_on(view)
+    return frozenset(
+        event.key
+        for attempt in view.attempts
+        for event_id, event in attempt.effects
+        if attempt is winner or event_id in relied
+    )
+
+
+def first_records(view: TaskView) -> dict[bytes, AttemptId]:
+    """Of each effect key the attempt that recorded it first: it is undone with that one, and once."""
+    first: dict[bytes, tuple[EventId, AttemptId]] = {}
+    for attempt in view.attempts:
+        for event_id, event in attempt.effects:
+            known = first.get(event.key)
+            if known is None or event_id < known[0]:
+                first[event.key] = (event_id, attempt.id)
+    return {key: attempt for key, (_, attempt) in first.items()}
+
+
 def effect_key(task: TaskId, root: AttemptId, name: str) -> bytes:
     """The key under which a sink meets an effect: the same for a retry after a crash, another one for an
     attempt that runs at the same time on the other side (rules.md, Effect key)."""
@@ -213,16 +242,13 @@ def undo(facts: Facts, view: TaskView, *, settled: bool, decided: bool) -> tuple
     if not any(names.values()):
         return ()
     final = settled or (decided and submitted.options.partition == "wait")
+    standing, first = standing_keys(view), first_records(view)
     due: list[Undo] = []
     for attempt in view.attempts:
         name = names.get(EventId(*attempt.submission), submitted.options.compensate)
         if name and attempt.state is not AttemptState.OPEN and attempt.id != view.winner:
-            if is_void(attempt, view):
-                due += _compensations(submitted.task, attempt, frozenset(), name)
-            elif final and view.winner is not None:
-                due += _compensations(submitted.task, attempt, relied_on(view), name)
-            elif final and view.state in _UNDONE_ENTIRELY:
-                due += _compensations(submitted.task, attempt, frozenset(), name)
+            if is_void(attempt, view) or (final and (view.winner is not None or view.state in _UNDONE_ENTIRELY)):
+                due += _compensations(submitted.task, attempt, name, standing, first)
     return tuple(due)
 
 
@@ -241,8 +267,11 @@ def is_void(attempt: AttemptView, view: TaskView) -> bool:
     return view.is_cancelled_for_good or (view.winner is not None and view.winner < attempt.id)
 
 
-def _compensations(task: TaskId, attempt: AttemptView, relied: frozenset[EventId], name: str) -> Iterable[Undo]:
-    effects = [effect for effect in own_effects(attempt) if relied.isdisjoint(effect.ids)]
+def _compensations(
+    task: TaskId, attempt: AttemptView, name: str, standing: frozenset[bytes], first: dict[bytes, AttemptId]
+) -> Iterable[Undo]:
+    own = own_effects(attempt)
+    effects = [effect for effect in own if effect.key not in standing and first[effect.key] == attempt.id]
     ledger = tuple((effect.name, effect.result) for effect in effects if not effect.after_end)
     result = attempt.value if attempt.state is AttemptState.OK else None
     if ledger or result is not None:

@@ -22,7 +22,7 @@ from crdtsync.conflicts import (
 )
 from crdtsync.identifiers import EventId, TaskId, compensation_id
 from crdtsync.task_view import Conflict, TaskState
-from crdtsync.undoing import Undo
+from crdtsync.undoing import Undo, first_records, standing_keys
 from tests.properties.story import TASK, Story
 
 PARENT = TaskId(b"p" * 16)
@@ -546,3 +546,34 @@ def test_an_attempt_of_a_displaced_submission_is_undone_by_its_own_options() -> 
     assert undone(story) == {}
     [due] = undone(story, settled=True).values()
     assert (due.attempt, due.compensate) == (displaced, "give_back")
+
+
+def test_a_lost_worker_that_comes_back_does_not_undo_what_the_retry_did_as_well() -> None:
+    """Both met the sink under one key, so there is one charge, and the winner rests on it."""
+    story = Story()
+    story.submit("eu")
+    lost = story.claim("eu")
+    story.end(lost, "lost", reason="crash")
+    retry = story.claim("eu", continues=lost)
+    story.effect(lost, "charge")
+    story.effect(lost, "hold")
+    story.effect(retry, "charge")
+    story.end(retry)
+    [due] = undo(story.facts, story.view, settled=True, decided=True)
+    assert [name for name, _ in due.effects] == ["hold"]
+    assert standing_keys(story.view) == {effect_key(TASK, lost, "charge")}
+
+
+def test_what_two_losers_recorded_under_one_key_is_undone_once_with_the_first_record() -> None:
+    story = Story()
+    story.submit("eu", cancel="wins")
+    lost = story.claim("eu")
+    story.end(lost, "lost", reason="crash")
+    retry = story.claim("eu", continues=lost)
+    story.effect(retry, "charge")
+    story.effect(lost, "charge")
+    story.fail(retry)
+    story.cancel("eu")
+    [due] = undo(story.facts, story.view, settled=True, decided=True)
+    assert due.attempt == retry
+    assert first_records(story.view) == {effect_key(TASK, lost, "charge"): retry}

@@ -5,10 +5,11 @@ everything that one region holds to another, acknowledgements included. After ea
 checks what rules.md promises:
 
 - a settled outcome never changes, nor does a decided one;
-- nothing is undone that the winner ever relies on, nor twice with different content;
+- nothing is undone that the winner did or ever relies on, as a sink that knows effect keys sees it,
+  and no compensation has two contents;
 - a winner only ever gives way to an earlier claim, while the submission stays;
 - the winner ran, and inherited from, what THE submission asks for;
-- at rest, what no outcome rests on is undone, and nothing else (a dead task keeps its ledger).
+- at rest, what no outcome rests on is undone, once, and nothing else (a dead task keeps its ledger).
 
 Compensations are submitted as early as each region may. `explore` walks all histories within the
 bounds of a `World`; `wander` walks one at random, longer, with more regions.
@@ -17,6 +18,7 @@ bounds of a `World`; `wander` walks one at random, longer, with more regions.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -200,16 +202,16 @@ class Explorer:
                     yield Ended(TASK, attempt.id, "failed", late, False, "E", b"")
                 if "lose" in acts:
                     yield Ended(TASK, attempt.id, "lost", late, True, "crash", b"")
-            is_open = attempt.state is AttemptState.OPEN
-            if attempt.region == me and (is_open or "late-effect" in acts) and "no-effect" not in acts:
+            effects = attempt.state is AttemptState.OPEN or "late-effect" in acts
+            if effects and "no-effect" not in acts and lifecycle.allowed(view, Action.EFFECT, me, attempt=attempt.id):
                 done = {effect.name for effect in undoing.own_effects(attempt)}
                 if attempt.continues is not None:
                     relied = frozenset(attempt.relies)
                     done |= {e.name for a in view.attempts for e in undoing.own_effects(a) if e.id in relied}
                 name = next((name for name in EFFECTS if name not in done), None)
                 if name is not None:
-                    tag = f"{name} by {attempt.id}".encode()
-                    yield EffectRecorded(TASK, attempt.id, name, undoing.effect_key(TASK, attempt.root, name), tag)
+                    key = undoing.effect_key(TASK, attempt.root, name)
+                    yield EffectRecorded(TASK, attempt.id, name, key, key + f" {name} by {attempt.id}".encode())
         if "cancel" in acts and lifecycle.allowed(view, Action.CANCEL, me) and self.cancels(facts, region) < 1:
             yield CancelRequested(TASK, late, "")
         if lifecycle.must_answer_cancel(view, me):
@@ -304,12 +306,12 @@ class Explorer:
 
     def check_final(self, everything: frozenset[int], undone: set[Any], final: set[Any]) -> None:
         _, view = self.facts(everything)
-        relied = self.relied_results(everything, view)
+        standing = self.standing_keys(everything, view)
         for _, attempt, effects, _ in undone:
             if attempt == view.winner:
                 raise BrokenPromiseError(f"the winner {attempt} was undone", [])
-            if not relied.isdisjoint(result for _, result in effects):
-                raise BrokenPromiseError(f"the winner relies on what was undone of {attempt}", [])
+            if not standing.isdisjoint(key_of(result) for _, result in effects):
+                raise BrokenPromiseError(f"the winner rests on what was undone of {attempt}", [])
         for outcome, winner, answered in final:
             if outcome == TaskState.DEAD and (len(view.answered) > answered or view.cancel is not None):
                 continue  # somebody's later word: a requeue, or a cancel of the dead letter
@@ -321,19 +323,26 @@ class Explorer:
         if view.winner is None:
             return
         payloads = {event_id: submitted.payload for event_id, submitted in facts.submissions}
-        relied = self.relied_results(everything, view)
+        relied = {result for _, result in self.ledger_of_winner(everything, view)}
         for attempt in view.attempts:
             used = attempt.id == view.winner or any(event.result in relied for _, event in attempt.effects)
             if used and payloads[attempt.submission] != facts.submissions[0][1].payload:
                 raise BrokenPromiseError(f"the outcome rests on {attempt.id}, which ran another payload", [])
 
-    def relied_results(self, everything: frozenset[int], view: resolve.TaskView) -> set[bytes]:
-        """Results of the effects that the winner inherited, by its ledger and not by its claim."""
+    def ledger_of_winner(self, everything: frozenset[int], view: resolve.TaskView) -> Ledger:
         for number in everything:
             event_id, event, ledger = self.ids[number]
             if event_id == view.winner and type(event) is Claimed:
-                return {result for _, result in ledger}
-        return set()
+                return ledger
+        return ()
+
+    def standing_keys(self, everything: frozenset[int], view: resolve.TaskView) -> set[bytes]:
+        """What the outcome rests on: the winner's effects and its ledger (by what it was given, not its claim)."""
+        winner = view.attempt(view.winner) if view.winner is not None else None
+        if winner is None:
+            return set()
+        own = {event.key for _, event in winner.effects}
+        return own | {key_of(result) for _, result in self.ledger_of_winner(everything, view)}
 
     def check_rest(self, everything: frozenset[int], undone: set[Any]) -> None:
         """If all regions heard of everything now: is all undone that should be, and no more?"""
@@ -345,16 +354,15 @@ class Explorer:
             done.add((due.id, due.attempt, due.effects, due.result))
         if len({entry[0] for entry in done}) != len(done):
             raise BrokenPromiseError("one compensation has two contents at rest", [str(entry) for entry in done])
-        effects = {result for entry in done for _, result in entry[2]}
+        undone_keys = Counter(key_of(result) for entry in done for _, result in entry[2])
         results = {entry[1] for entry in done if entry[3] is not None}
-        relied = self.relied_results(everything, view)
+        standing = self.standing_keys(everything, view)
         for attempt in view.attempts:
             for effect in undoing.own_effects(attempt):
-                stands = attempt.id == view.winner or effect.result in relied
-                if stands == (effect.result in effects):
-                    raise BrokenPromiseError(
-                        f"at rest {view.state}: {effect.result!r} {'undone' if stands else 'stands'}", []
-                    )
+                times = undone_keys[effect.key]
+                if times != (0 if effect.key in standing else 1):
+                    told = f"{effect.name} of {attempt.id} is undone {times} times"
+                    raise BrokenPromiseError(f"at rest {view.state}: {told}", [])
             if attempt.state is AttemptState.OK and (attempt.id == view.winner) == (attempt.id in results):
                 raise BrokenPromiseError(f"at rest {view.state}: the result of {attempt.id} is in the wrong place", [])
 
@@ -401,6 +409,11 @@ def wander(world: World, seed: int) -> Explorer:
             state = explorer.checked(raw)
         except BrokenPromiseError as broken:
             raise BrokenPromiseError(f"{world.name}: {broken.what}", story) from None
+
+
+def key_of(result: bytes) -> bytes:
+    """The effect key, which every effect here has in front of its result."""
+    return result[:16]
 
 
 def _story(came_from: dict[State, tuple[State | None, str]], state: State | None) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -108,6 +109,7 @@ WEAKENED: dict[str, tuple[Weaken, tuple[World, ...]]] = {}
 
 TAKEOVER, WINS, LOSES, EXPIRY, DEATHS = SMALL[0], SMALL[1], SMALL[3], SMALL[5], SMALL[6]
 WINS_SKEWED, LOSES_SKEWED, LATE_EFFECTS, OWN_INPUTS = SMALL[2], SMALL[4], SMALL[7], SMALL[8]
+THREE_REGIONS = World("three regions", regions=3, events=14, syncs=6, claims=4, offsets=(0, 20, 10))
 SAME_PAYLOAD, TWO_PAYLOADS, TWO_POLICIES, WAIT, WAIT_LOSES = SMALL[9:14]
 
 
@@ -240,7 +242,7 @@ def an_open_attempt_does_not_keep_a_task_running(patch: pytest.MonkeyPatch) -> N
 
 
 @weakened(TAKEOVER)
-def what_the_winner_relies_on_is_undone(patch: pytest.MonkeyPatch) -> None:
+def what_the_winner_inherited_is_undone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(undoing, "relied_on", lambda _: frozenset())
 
 
@@ -264,12 +266,12 @@ def a_claim_relies_only_on_the_attempt_that_it_continues(patch: pytest.MonkeyPat
     wrap(patch, Explorer, "claim", claim)  # type: ignore[arg-type]
 
 
-@weakened(TAKEOVER, replace(TAKEOVER, events=7))
+@weakened(THREE_REGIONS)
 def a_failed_attempt_is_undone_before_the_success_is_settled(patch: pytest.MonkeyPatch) -> None:
     wrap(patch, undoing, "is_void", lambda original, a, view: view.winner is not None or original(a, view))
 
 
-@weakened(World("three regions", regions=3, events=14, syncs=6, claims=4, offsets=(0, 20, 10)))
+@weakened(THREE_REGIONS)
 def early_what_the_present_winner_does_not_rely_on_is_undone(patch: pytest.MonkeyPatch) -> None:
     def undo(original: Any, facts: Any, view: Any, *, settled: bool, decided: bool) -> Any:
         return original(facts, view, settled=settled or view.winner is not None, decided=decided)
@@ -300,6 +302,21 @@ def an_effect_after_the_end_is_part_of_its_attempt(patch: pytest.MonkeyPatch) ->
         return tuple(effect._replace(after_end=False) for effect in original(attempt))
 
     wrap(patch, undoing, "own_effects", own_effects)
+
+
+@weakened(LATE_EFFECTS)
+def what_the_winner_did_as_well_is_undone(patch: pytest.MonkeyPatch) -> None:
+    """By a lost attempt that comes back: the sink has done it once, under one key."""
+    patch.setattr(undoing, "standing_keys", lambda _: frozenset())
+
+
+@weakened(World("one region", LATE_EFFECTS.acts | {"cancel"}, events=7, syncs=0, attempts=3, claims=2))
+def what_two_attempts_recorded_under_one_key_is_undone_twice(patch: pytest.MonkeyPatch) -> None:
+    class Everyones(dict[bytes, Any]):
+        def __getitem__(self, key: bytes) -> Any:
+            return mock.ANY
+
+    patch.setattr(undoing, "first_records", lambda _: Everyones())
 
 
 @weakened(EXPIRY)
