@@ -83,6 +83,11 @@ test: venv ## Run the tests, without the slow ones
 slow: venv ## Run the slow tests: long sweeps of seeds
 	$(BIN)/python -m pytest -n 2 -m slow --timeout 1800 $(TESTS) $(ARGS)
 
+# One after another: they measure, and three nodes with their workers are enough for a machine. A seed: ARGS='--seed 7'.
+.PHONY: acceptance
+acceptance: venv ## Cut, kill and attack real clusters, and check what is left
+	$(BIN)/python -m pytest -s tests/acceptance $(ARGS)
+
 .PHONY: coverage
 coverage: venv ## Run the tests and show what they do not reach
 	$(BIN)/coverage erase
