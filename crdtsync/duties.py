@@ -19,7 +19,7 @@ from crdtsync.scheduling.dispatch import Dispatcher
 from crdtsync.scheduling.handover import OFFER_RETRY_MS, Handover
 from crdtsync.scheduling.ready import Lane, ReadyQueue, order_key
 from crdtsync.scheduling.workers import Workers
-from crdtsync.task_view import TaskView
+from crdtsync.task_view import TaskState, TaskView
 from crdtsync.tasks import Task
 from crdtsync.watchers import Watchers
 from crdtsync.workflow.dependencies import Dependencies
@@ -107,6 +107,9 @@ class Duties:
             self._leave_queue(task)
             self._handover.watch(task, view)
             self._handover.accept(task, view)
+        if task.state is TaskState.WAITING:
+            # Resolved again when something happens: a backlog of views is a fifth of its memory.
+            task.view = None
 
     def _leave(self, task: Task) -> None:
         self._leave_queue(task)

@@ -23,7 +23,7 @@ from crdtsync.undoing import continuation, effect_root, inherited_effects, newes
 from crdtsync.workflow.dependencies import Dependencies
 
 CLAIMS_PER_TURN: Final = 500  # so that one input never holds the loop for long
-ENDED_KEPT: Final = 10_000  # ended attempts whose task is remembered, for repeated completions
+ENDED_KEPT: Final = 2_000  # ended attempts whose task is remembered, for repeated completions
 
 
 class Dispatcher:

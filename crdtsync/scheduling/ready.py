@@ -11,7 +11,7 @@ upper bound on the virtual time, then the submission's place in the total order 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from typing import Final, TypeAlias
 
@@ -20,7 +20,7 @@ from crdtsync.identifiers import EventId, TaskId
 AGING_MS: Final = 30_000  # one level of priority is worth half a minute of waiting
 
 Lane: TypeAlias = tuple[str, str]  # queue, name
-_Key: TypeAlias = tuple[int, EventId, TaskId]
+_Entry: TypeAlias = tuple[int, EventId, TaskId, Lane]  # ids are unique: comparing never reaches the task
 
 
 def order_key(submission: EventId, priority: int, deadline_ms: int) -> tuple[int, EventId]:
@@ -35,8 +35,8 @@ class ReadyQueue:
     """Ready tasks in lanes; every operation costs at most the logarithm of one lane's length."""
 
     def __init__(self) -> None:
-        self._heaps: dict[Lane, list[_Key]] = {}
-        self._member: dict[TaskId, tuple[Lane, tuple[int, EventId]]] = {}
+        self._heaps: dict[Lane, list[_Entry]] = {}
+        self._member: dict[TaskId, _Entry] = {}  # the entry that counts; others of the task in a heap are stale
         self._turns: dict[Lane, None] = {}  # ordered: the next lane in turn comes first
 
     def __len__(self) -> int:
@@ -47,30 +47,33 @@ class ReadyQueue:
 
     def add(self, task: TaskId, lane: Lane, key: tuple[int, EventId]) -> None:
         """Add or move `task`. What it left behind in a heap is skipped when it comes up."""
-        if self._member.get(task) == (lane, key):
+        present = self._member.get(task)
+        if present is not None and present[:2] == key and present[3] == lane:
             return
-        self._member[task] = (lane, key)
-        heapq.heappush(self._heaps.setdefault(lane, []), (*key, task))
-        self._turns.setdefault(lane)
+        # One lane object for all its entries: a million waiting tasks are a million entries.
+        heap = self._heaps.get(lane)
+        if heap is None:
+            heap = self._heaps[lane] = []
+            self._turns[lane] = None
+        elif heap:
+            lane = heap[0][3]
+        entry = (*key, task, lane)
+        self._member[task] = entry
+        heapq.heappush(heap, entry)
 
     def remove(self, task: TaskId) -> None:
         self._member.pop(task, None)
 
-    def lanes(self) -> Iterator[Lane]:
-        return iter(self._turns)
-
-    def depth(self) -> dict[Lane, int]:
-        counts: dict[Lane, int] = {}
-        for lane, _ in self._member.values():
-            counts[lane] = counts.get(lane, 0) + 1
-        return counts
+    def lanes(self) -> list[Lane]:
+        """Lanes with work, the next in turn first."""
+        return [lane for lane in list(self._turns) if self.peek(lane) is not None]
 
     def peek(self, lane: Lane) -> TaskId | None:
         heap = self._heaps.get(lane)
         while heap:
-            due, submission, task = heap[0]
-            if self._member.get(task) == (lane, (due, submission)):
-                return task
+            entry = heap[0]
+            if self._member.get(entry[2]) is entry:
+                return entry[2]
             heapq.heappop(heap)
         self._heaps.pop(lane, None)
         self._turns.pop(lane, None)
@@ -95,5 +98,5 @@ class ReadyQueue:
 
     def first(self, lane: Lane, limit: int) -> list[TaskId]:
         """Up to `limit` tasks of a lane, roughly the first in its order."""
-        found = (key[2] for key in self._heaps.get(lane, ()) if self._member.get(key[2]) == (lane, key[:2]))
+        found = (entry[2] for entry in self._heaps.get(lane, ()) if self._member.get(entry[2]) is entry)
         return list(islice(found, limit))
