@@ -165,7 +165,12 @@ _KINDS: Final = (
         Aim.REGIONS,
         "Fsyncs return and write nothing; at the end power is cut, and what came since is gone.",
     ),
-    _kind("disk_old_copy", Aim.REGIONS, "A copy is taken at the start; at the end the node is restored from it."),
+    _kind(
+        "disk_old_copy",
+        Aim.REGIONS,
+        "A copy is taken at the start; at the end the node is restored from it.",
+        told=Param("no", choices=("no", "yes")),
+    ),
     _kind("disk_lost", Aim.REGIONS, "The node dies with its disk, and starts empty at the end.", restarts=True),
     _kind("disk_clone", Aim.REGIONS, "A copy of the disk is started as a second node, until the end."),
     # Clocks. At the end of a fault the clock is right again, except after a step.
