@@ -90,7 +90,9 @@ class Records:
             waiting_for=self.waiting_for(task),
             missing=self._missing(task, view),
         )
-        return {"id": task.id.hex(), "text": text, "local": local}
+        # A settled task has no local side: its explanation is the same everywhere, to the letter.
+        local = "" if task.settled and task.ended else local
+        return {"id": task.id.hex(), "state": str(view.state), "text": text, "local": local}
 
     # What only this replica knows ---------------------------------------------------------------
 

@@ -24,6 +24,8 @@ ATTEMPT_COLUMNS: Final = ("number", "region", "term", "state", "error", "started
 ALWAYS_SHOWN: Final = frozenset({"id", "name", "state", "settled", "owner", "term", "attempts", "result"})
 LIST_COLUMNS: Final = ("id", "name", "state", "settled", "queue", "owner", "term", "waiting_for")
 
+ENDED_STATES: Final = ("succeeded", "dead", "expired", "cancelled")
+
 
 @click.group()
 def task() -> None:
@@ -188,7 +190,9 @@ def explain(*, id: bytes, node: str, output: str) -> None:  # noqa: A002
         return
     click.echo(answer["text"])
     if answer.get("local"):
-        click.echo(f"\nAs this region sees it now:\n{answer['local']}")
+        # What only this replica knows. Of a task that has ended the explanation is the shared text alone, so that
+        # it can be compared between regions; what is still missing for its settlement is a message beside it.
+        click.echo(f"\n{answer['local']}", err=answer["state"] in ENDED_STATES)
 
 
 @task.command(
