@@ -5,6 +5,8 @@
 
 VENV ?= .venv
 TESTS ?= tests
+SCENARIO ?= split_brain
+SEED ?= 1
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -114,6 +116,10 @@ format: venv ## Put the code in the house format, and fix what ruff can
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+.PHONY: simulate
+simulate: venv ## Play a scenario in virtual time (SCENARIO=name or file, SEED=7, ARGS=...)
+	$(BIN)/crdtsync sim run $(SCENARIO) --seed $(SEED) $(ARGS)
+
 .PHONY: docs
 docs: venv ## Check that every relative link in the documentation resolves
 	$(BIN)/python docs/check_links.py
@@ -123,10 +129,6 @@ docs: venv ## Check that every relative link in the documentation resolves
 define not_implemented
 @echo "make $@: not implemented yet: see $(1)" >&2; exit 2
 endef
-
-.PHONY: simulate
-simulate: ## Run the partition simulator (not implemented yet)
-	$(call not_implemented,CHANGELOG.md under Unreleased; the simulator is the next package to be written)
 
 .PHONY: bench
 bench: ## Run the benchmarks (not implemented yet)
@@ -142,7 +144,7 @@ notebooks: ## Execute the notebooks (not implemented yet)
 clean: ## Remove the virtual environment and what tools left
 	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* \
 	    .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find crdtsync regions tests docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find crdtsync regions simulator tests docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 .PHONY: help
 help: ## Say what there is

@@ -31,6 +31,7 @@ NOUNS: Final = {
     "region": ("regions.cli.region:region", "The regions as this one sees them; cut, heal, drain."),
     "conflict": ("regions.cli.conflict:conflict", "What several regions did at once, and how it was resolved."),
     "log": ("regions.cli.log:log", "The replicated log: follow, verify, export."),
+    "sim": ("simulator.cli:sim", "Run a cluster in virtual time, under faults, from one seed."),
     "doc": ("regions.cli.doc:doc", "Shared documents and those of tasks."),
 }
 

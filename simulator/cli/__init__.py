@@ -1,0 +1,18 @@
+"""`crdtsync sim`: the simulator on the command line; one module per command, imported when it is used."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+from regions.cli.lazy import LazyGroup
+
+COMMANDS: Final = {
+    "run": ("simulator.cli.run:run", "Play a scenario under one seed, and judge it."),
+}
+
+
+@click.group(cls=LazyGroup, nouns=COMMANDS)
+def sim() -> None:
+    """Run a cluster in virtual time, under faults, from one seed; the same seed gives the same run, bit for bit."""
