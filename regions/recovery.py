@@ -1,7 +1,9 @@
 """From disk to a running replica: a new incarnation, what was known, and what came after it.
 
 Every start takes a new identity (incarnation and 64 random bits), so a restored or cloned disk
-never writes under an old one. Then the replica is built from the store's meta, the rows that can
+never writes under an old one. Peers take the higher of two incarnations for the later one, and a
+restored disk has forgotten the last: so the number counts starts, and is at least the wall time's
+(decision 0007). Then the replica is built from the store's meta, the rows that can
 still move, and the commits beyond those that the rows are known to contain; folding one again is
 harmless, since facts join.
 """
@@ -9,6 +11,7 @@ harmless, since facts join.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from crdtsync.clock import Now
 from crdtsync.identifiers import DEFAULT_DOMAIN, RegionId, TaskId, writer_id
@@ -16,6 +19,14 @@ from crdtsync.replica import Replica
 from crdtsync.settings import Settings
 from regions.config import Config
 from regions.storage.store import Store
+
+INCARNATION_EPOCH_S: Final = 1_735_689_600  # 2025-01-01
+INCARNATION_MAX: Final = 999_999_999  # nine digits in a writer's name
+
+
+def incarnation_floor(now: Now) -> int:
+    """The least number of a start at this time: above those that the disk has forgotten, unless the clock did too."""
+    return min(max(1, now.wall_ms // 1_000 - INCARNATION_EPOCH_S), INCARNATION_MAX)
 
 
 def settings_of(config: Config, *, restored: bool = False) -> Settings:
@@ -47,7 +58,7 @@ async def recover(settings: Settings, store: Store, entropy: bytes, clock: Calla
     Raises:
         StorageError: The disk fails; try again, with new entropy.
     """
-    incarnation = await store.next_incarnation()
+    incarnation = await store.next_incarnation(incarnation_floor(clock()))
     writer = writer_id(settings.region, settings.node, incarnation, entropy)
     replica = Replica(settings, writer, clock(), (await store.recover()).meta)
     async for ids in store.known_ids(DEFAULT_DOMAIN):

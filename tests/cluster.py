@@ -86,6 +86,7 @@ class Node:
         self.store = MemoryStore()
         self.replica: Replica | None = None
         self.wall_offset_ms = 0
+        self.start_offset_ms = 0  # of the clock from which starts are numbered
         self.life = 0  # events of an earlier life are ignored
         self.answers: dict[Any, list[e.Reply]] = {}
         self.notices: list[e.Notify] = []
@@ -98,7 +99,7 @@ class Node:
     def start(self) -> None:
         self.life += 1
         now_or_never(self.store.open())
-        incarnation = now_or_never(self.store.next_incarnation())
+        incarnation = now_or_never(self.store.next_incarnation((self.cluster.time_ms + self.start_offset_ms) // 1_000))
         entropy = (self.cluster.entropy + incarnation * 1_000 + len(self.region)).to_bytes(8, "big")
         self.cluster.entropy += 1
         settings = replace(self.cluster.settings, region=self.region)

@@ -61,10 +61,13 @@ class Recovery:
         if region == self._wire.me or region not in members:
             return
         question = self._questions.get(region)
-        if question is None or _is_newer(message.writer, question.writer):
+        if question is None:
             question = self._questions[region] = _Question(message.writer)
         elif message.writer != question.writer:
-            return  # of an incarnation that is no more
+            # Who asks for itself is alive, whatever its number: a restored disk may count its starts from an old one.
+            if link.peer != region and not _is_newer(message.writer, question.writer):
+                return  # of an incarnation that is no more
+            question = self._questions[region] = _Question(message.writer)
         question.askers.add(link.peer)
         if self._wire.me in message.wanted:
             question.answers[self._wire.me] = self._own_answer(message.writer)

@@ -49,9 +49,9 @@ class MemoryStore:
     async def close(self) -> None:
         self._open = False
 
-    async def next_incarnation(self) -> int:
+    async def next_incarnation(self, at_least: int = 1) -> int:
         self._check_open()
-        self._incarnation += 1
+        self._incarnation = max(self._incarnation + 1, at_least)
         return self._incarnation
 
     async def append(self, batch: Persist) -> None:

@@ -69,8 +69,8 @@ class SqliteStore:
                     await connection.close()
         self._lock.release()
 
-    async def next_incarnation(self) -> int:
-        return await self._writing.run(self._writer.next_incarnation)
+    async def next_incarnation(self, at_least: int = 1) -> int:
+        return await self._writing.run(self._writer.next_incarnation, at_least)
 
     async def append(self, batch: Persist) -> None:
         await self._writing.run(self._writer.append, batch)

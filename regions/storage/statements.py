@@ -46,8 +46,8 @@ PUT_META: Final = """
     ON CONFLICT (name) DO UPDATE SET crc = excluded.crc, value = excluded.value
 """
 NEXT_INCARNATION: Final = """
-    INSERT INTO node (name, value) VALUES ('incarnation', 1)
-    ON CONFLICT (name) DO UPDATE SET value = value + 1
+    INSERT INTO node (name, value) VALUES ('incarnation', ?)
+    ON CONFLICT (name) DO UPDATE SET value = max(value + 1, ?)
     RETURNING value
 """
 

@@ -97,8 +97,8 @@ class Store(Protocol):
     async def close(self) -> None:
         """Release everything. Harmless when not open, also after a failed `open`."""
 
-    async def next_incarnation(self) -> int:
-        """Count one more start of this node, from 1; durable when it returns."""
+    async def next_incarnation(self, at_least: int = 1) -> int:
+        """Count one more start of this node: above all before it, and `at_least` so much; durable when it returns."""
 
     async def append(self, batch: Persist) -> None:
         """Make all of `batch` durable, or nothing of it.

@@ -77,8 +77,8 @@ class Writer:
             self.load(connection)
             raise
 
-    def next_incarnation(self, connection: sqlite3.Connection) -> int:
-        number: int = connection.execute(statements.NEXT_INCARNATION).fetchall()[0][0]
+    def next_incarnation(self, connection: sqlite3.Connection, at_least: int) -> int:
+        number: int = connection.execute(statements.NEXT_INCARNATION, (at_least, at_least)).fetchall()[0][0]
         return number
 
     def delete_dropped(self, connection: sqlite3.Connection) -> int:

@@ -145,12 +145,16 @@ def test_an_old_disk_recovers_its_tail_or_is_told_that_it_has_two_histories(tmp_
             await cluster.until(lambda: all_succeeded(cluster, kept, cluster.clients), "nothing is lost", 20)
             await cluster.until(cluster.agreed, "equal digests", 20)
             await cluster.verified()
+
+            async def recovered():
+                return not (await cluster.ask(HELD, Status()))["recovering"]
+
+            await cluster.until(recovered, "every member has answered", 10)
             status = await cluster.ask(HELD, Status())
             assert not status["quarantined"]
             print(json.dumps(status["alarms"], indent=1))
             if told:
                 assert any(alarm["what"] == "disk.behind" for alarm in status["alarms"])
-            assert not status["recovering"]
             settled = await cluster.clients[HELD].wait(fresh[0], settled=True, timeout=20)
             assert settled["settled"]
             assert not cluster.bugs()

@@ -173,6 +173,14 @@ def test_incarnations_count_up_across_restarts(store):
     assert asyncio.run(story()) == [1, 2, 3, 4]
 
 
+def test_an_incarnation_is_at_least_what_the_caller_says_and_never_goes_back(store):
+    async def story() -> list[int]:
+        async with opened(store):
+            return [await store.next_incarnation(at_least) for at_least in (1, 50, 50, 7, 52, 100)]
+
+    assert asyncio.run(story()) == [1, 50, 51, 52, 53, 100]
+
+
 def test_a_closed_store_refuses_everything(store):
     async def story() -> None:
         await store.close()  # harmless

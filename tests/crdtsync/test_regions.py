@@ -234,6 +234,35 @@ def test_a_disk_from_an_old_copy_recovers_its_own_tail_from_its_peers() -> None:
     assert {alarm.what for alarm in cluster.alarms()} == {"disk.behind"}
 
 
+@pytest.mark.parametrize("restarts", [1, 4])
+@pytest.mark.parametrize("clock_back_ms", [0, 10**6])
+def test_a_disk_that_forgot_its_last_starts_is_heard_all_the_same(restarts: int, clock_back_ms: int) -> None:
+    """Peers take the higher incarnation for the later one, and the restored disk counts from an old one (decision 0007)."""
+    cluster = Cluster(*REGIONS, tasks={"noop": lambda _: Outcome(after_ms=1_000)})
+    node = cluster.nodes[RegionId("eu")]
+    cluster.submit("eu")
+    cluster.run_for(5_000)
+    node.crash()
+    old = copy.deepcopy(node.store)
+    for _ in range(restarts):
+        cluster.restart("eu")
+        cluster.submit("eu")
+        cluster.run_for(5_000)
+    cluster.crash("eu")
+    node.store = old
+    node.start_offset_ms = -clock_back_ms
+    cluster.restart("eu")
+    cluster.run_for(1_000)
+    fresh = [cluster.submit("eu") for _ in range(5)]
+    cluster.run_for(15_000)
+    assert cluster.converge()
+    assert cluster.status("eu")["recovering"] == []
+    if not clock_back_ms:
+        for region in REGIONS:
+            assert all(cluster.show(region, task)["settled"] for task in fresh)
+    assert {cluster.show("us", task)["term"] for task in fresh} == {0}  # nobody took it for silent
+
+
 def test_a_region_with_an_empty_disk_catches_up_from_a_snapshot() -> None:
     cluster = Cluster(*REGIONS, retention_ms=2_000)
     tasks = [cluster.submit(region) for region in REGIONS for _ in range(20)]
