@@ -8,7 +8,7 @@ import cbor2
 import pytest
 
 from crdtsync.clock import Now, make_stamp
-from crdtsync.effects import Disconnect, Effect, Notify, ReadRows, Send, TaskRow
+from crdtsync.effects import Disconnect, Effect, Notify, ReadCommits, ReadRows, Send, TaskRow
 from crdtsync.events import Expired
 from crdtsync.gossip.arrived import (
     AckArrived,
@@ -70,13 +70,13 @@ class Fake:
         return self.gossip.receive(self.region, m.encode_frame(self.number, message), self.now)
 
     def drain(self) -> list[m.PeerMessage]:
-        """What it says to us since the last time; other effects go to `others`."""
-        said = []
-        for effect in self.gossip.take_effects():
-            if isinstance(effect, Send) and effect.peer == self.region:
-                said.append(m.decode_frame(effect.message).message)
-            else:
-                self.others.append(effect)
+        """What it says to us since the last time; other effects stay in `others`, those for other fakes with the node."""
+        pending = self.node.__dict__.setdefault("effects", [])
+        pending += self.gossip.take_effects()
+        ours = [effect for effect in pending if isinstance(effect, Send) and effect.peer == self.region]
+        self.others += [effect for effect in pending if not isinstance(effect, Send)]
+        pending[:] = [effect for effect in pending if isinstance(effect, Send) and effect.peer != self.region]
+        said = [m.decode_frame(effect.message).message for effect in ours]
         self.messages += said
         return said
 
@@ -345,6 +345,15 @@ def test_our_own_pause_disconnects_nobody():
     assert fake.disconnects() == ["nothing heard"]
 
 
+def test_a_dead_link_is_given_up_also_by_a_node_that_hardly_gets_to_run():
+    fake = Fake(lone())
+    fake.open()
+    for _ in range(12):
+        fake.node.network.mono_ms += SETTINGS.pause_ms + 500
+        fake.gossip.tick(fake.now)
+    assert fake.disconnects() == ["nothing heard"]
+
+
 def test_without_any_sign_a_region_becomes_silent():
     node = lone()
     node.gossip.tick(node.network.now)
@@ -386,6 +395,50 @@ def test_heads_are_exchanged_at_least_every_three_seconds_and_not_in_step():
     assert len(gaps) == 6
     assert all(1_400 <= gap <= 3_000 for each in gaps.values() for gap in each)
     assert len({tuple(each) for each in gaps.values()}) == 6
+
+
+def test_a_peer_hears_soon_that_we_missed_a_frame():
+    fake = Fake(lone())
+    fake.open()
+    fake.say(m.Credit(1), skip=2)
+    fake.node.network.mono_ms += SETTINGS.heads_spacing_ms
+    fake.gossip.tick(fake.now)
+    (heads,) = of_kind(fake.drain(), m.HeadsHeard)
+    assert (heads.seen, heads.missed) == (4, 2)
+    assert fake.gossip.counters["frames_lost"] == 2
+
+
+def test_who_missed_a_frame_of_ours_hears_everything_again_whole():
+    fake = Fake(lone())
+    fake.node.write(2)
+    fake.node.network.run(100)
+    fake.open()
+    fake.drain()
+    fake.say(m.Ping(0, 0, 3, 1, ()))
+    fake.node.network.mono_ms += SETTINGS.heads_spacing_ms
+    fake.gossip.tick(fake.now)
+    said = fake.drain()
+    (heads,) = of_kind(said, m.HeadsHeard)
+    whole = m.VectorDelta(full=True, entries=((fake.node.writer, 2),))
+    assert (heads.have, heads.applied) == (whole, whole)
+    assert [ack.heads for ack in of_kind(said, m.AckHeard)] == [whole]
+
+
+def test_peers_hear_soon_to_whom_we_are_linked():
+    node = lone()
+    us, ap = Fake(node), Fake(node, "ap")
+
+    def links() -> list[tuple[RegionId, ...]]:
+        node.network.mono_ms += SETTINGS.heads_spacing_ms
+        node.gossip.tick(node.network.now)
+        return [heads.links for heads in of_kind(us.drain(), m.HeadsHeard)]
+
+    us.open()
+    assert links() == []
+    ap.open()
+    assert links() == [(AP,)]
+    node.gossip.disconnected(AP, node.network.now)
+    assert links() == [()]
 
 
 def test_a_quiet_cluster_says_only_heads_and_pings():
@@ -465,6 +518,50 @@ def test_commits_of_a_region_that_is_no_member_are_dropped():
     assert fake.disconnects() == []
 
 
+def test_a_backlog_is_left_to_its_origin_unless_that_has_lost_its_disk():
+    source = lone("ap")
+    source.write(5)
+    source.network.run(100)
+    node = lone()
+    for blob in source.disk.commits[source.writer]:
+        node.log.restore_commit(blob)
+    for held, sent in ((Heads({source.writer: 5}), []), (Heads({source.writer: 2}), [3, 4, 5])):
+        us, ap = Fake(node), Fake(node, "ap", incarnation=2)
+        ap.open()
+        ap.say(ap.heads(held))
+        ap.drain()
+        us.open()
+        us.say(us.heads(Heads({source.writer: 2}), links=(AP,)))
+        us.drain()
+        reads = of_kind(us.others, ReadCommits)
+        assert [read.first for read in reads] == sent[:1]
+        for region in (US, AP):
+            node.gossip.disconnected(region, us.now)
+
+
+def test_what_is_read_for_a_link_that_closed_goes_nowhere():
+    node = lone()
+    node.write(2)
+    node.network.run(100)
+    node.gossip._transfer._cache = type(node.gossip._transfer._cache)(0)
+    fake = Fake(node)
+    fake.open()
+    fake.say(fake.heads())
+    fake.drain()
+    (read,) = of_kind(fake.others, ReadCommits)
+    assert (read.writer, read.first) == (node.writer, 1)
+    fake.open()  # another link
+    blobs = node.disk.read(node.writer, 1, 10_000)
+    node.gossip.commits_read(read.token, blobs, fake.now)
+    assert fake.drain() == []
+    fake.say(fake.heads())
+    fake.drain()
+    again = of_kind(fake.others, ReadCommits)[-1]
+    assert again.token != read.token
+    node.gossip.commits_read(again.token, blobs, fake.now)
+    assert of_kind(fake.drain(), m.Commits) == [m.Commits(DOMAIN, 0, (m.Run(node.writer, 1, tuple(blobs)),))]
+
+
 # Acknowledgements, own heads, digests ----------------------------------------------------------------------------------
 
 
@@ -503,6 +600,17 @@ def test_while_recovering_nothing_is_acknowledged():
     node.network.mono_ms += SETTINGS.ack_delay_ms
     node.gossip.tick(fake.now)
     assert len(of_kind(fake.drain(), m.AckHeard)) == 1
+
+
+def test_who_begins_to_recover_stops_repeating_what_it_acknowledged():
+    fake = Fake(lone())
+    node = fake.node
+    node.write()
+    node.network.run(100)
+    node.gossip.recovering = True
+    fake.connect()
+    fake.hello()
+    assert of_kind(fake.drain(), m.AckHeard) == []
 
 
 def test_a_relayed_acknowledgement_is_offered_with_its_age():
@@ -587,6 +695,35 @@ def test_a_region_without_a_link_to_a_member_gets_its_answer_over_others():
     network.recording = True
     network.run(10_000)
     assert {type(m.decode_frame(frame).message) for _, _, frame in network.frames} == {m.HeadsHeard, m.Ping, m.Pong}
+
+
+def test_a_question_is_flooded_once_per_round_and_not_back():
+    node = lone(members="ap eu sa us")
+    us, ap, sa = Fake(node), Fake(node, "ap"), Fake(node, "sa")
+    for fake in (us, ap, sa):
+        fake.open()
+    for fake in (us, ap, sa):
+        fake.drain()
+    wanted = (AP, RegionId("br"), EU)  # br is no member
+    for asker, number in ((us, 5), (ap, 5), (us, 5), (us, 4)):
+        asker.say(m.OwnHeadsQuestion(us.writer, number, wanted))
+    said = {fake.region: of_kind(fake.drain(), m.OwnHeadsQuestion) for fake in (us, ap, sa)}
+    question = m.OwnHeadsQuestion(us.writer, 5, (AP,))
+    assert said == {US: [], AP: [question], "sa": [question]}
+    us.say(m.OwnHeadsQuestion(us.writer, 6, wanted))
+    assert of_kind(sa.drain(), m.OwnHeadsQuestion) == [question._replace(round=6)]
+    sa.say(m.OwnHeadsQuestion(us.writer, 7, wanted))
+    assert of_kind(us.drain(), m.OwnHeadsQuestion) == []  # it is its own
+
+
+def test_who_has_a_link_is_asked_over_it_alone():
+    node = lone()
+    us, ap = Fake(node), Fake(node, "ap")
+    for fake, wanted in ((us, (AP, US)), (ap, (AP,))):
+        fake.connect()
+        fake.hello()
+        (question,) = of_kind(fake.drain(), m.OwnHeadsQuestion)
+        assert question.wanted == wanted
 
 
 def test_an_answer_to_an_older_incarnation_is_not_passed_on():
@@ -747,6 +884,36 @@ def test_a_peer_below_the_floor_gets_a_snapshot_and_no_commits():
     assert done.state == eu.snapshot_state(DOMAIN)
     assert (done.until, done.floor) == (eu.log.durable_applied, eu.floor_heads)
     assert network.sent["commits"] == 0
+
+
+def test_a_snapshot_is_offered_seldom_and_commits_wait_for_its_end():
+    node = lone()
+    node.write(3)
+    node.network.run(100)
+    node.floor_heads = Heads({node.writer: 2})
+    fake = Fake(node)
+    fake.open()
+    for _ in range(20):
+        fake.say(fake.heads())
+        node.network.mono_ms += 1_000
+    assert len(of_kind(fake.drain(), m.MustSnapshot)) == 2
+    fake.say(m.SnapshotRequest(DOMAIN))
+    fake.drain()
+    node.write()
+    node.network.run(100)
+    node.network.mono_ms += 2 * SETTINGS.snapshot_offer_ms  # a large one takes its time
+    fake.say(fake.heads())
+    assert {type(each) for each in fake.drain()} <= {m.Pong, m.HeadsHeard, m.AckHeard, m.Ping, m.OwnHeadsQuestion}
+    (read,) = of_kind(fake.others, ReadRows)
+    node.gossip.rows_read(read.token, [], fake.now)
+    said = fake.drain()
+    assert [type(each) for each in said if isinstance(each, m.SnapshotState | m.SnapshotEnd)] == [
+        m.SnapshotState,
+        m.SnapshotEnd,
+    ]
+    fake.say(fake.heads(Heads({node.writer: 2})))  # it has taken the snapshot
+    (commits,) = of_kind(fake.drain(), m.Commits)
+    assert [(run.first, len(run.blobs)) for run in commits.runs] == [(3, 2)]
 
 
 def test_a_snapshot_keeps_to_the_credits():
