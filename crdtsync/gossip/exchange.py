@@ -55,7 +55,7 @@ class Exchange:
                 session.missed,
                 link.credit.sent,
                 linked,
-                ours.out_have.delta(self._wire.logs[domain].have),
+                ours.out_have.delta(self._wire.logs[domain].announced),
                 ours.out_applied.delta(applied),
                 ours.out_floor.delta(self._wire.host.floor(domain)),
                 digest,

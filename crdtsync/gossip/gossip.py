@@ -7,7 +7,7 @@ whatever was dropped; pings carry round-trip time, clock offset and signs of lif
 The host is told of what came by `Arrived` items and decides; gossip only ever sends what the host says is durable, and
 knows nothing about tasks. The driver carries the effects out, and has these duties:
 
-1. It knows the peer's region before the first frame, and keeps one link per peer (`protocol.session`, Which link).
+1. It knows the peer's region before the first frame, and keeps one link per peer (`protocol.session`, Who is there).
 2. Before it dials or accepts it asks `allowed(peer)`. Then `connected`, `receive` for each frame in the order sent, and
    `disconnected` once.
 3. After `Disconnect` it sends what was to be sent before, closes the link and calls `disconnected`. A frame that was
@@ -146,11 +146,6 @@ class Gossip:
     def allowed(self, peer: RegionId) -> bool:
         """Whether a link to `peer` may be dialled or accepted at all."""
         return peer in self._peers and peer != self._wire.me and peer not in self.cut
-
-    def peer_writer(self, peer: RegionId) -> WriterId | None:
-        """The incarnation at the other end of the link that is up, for `keeps_new_link`."""
-        link = self._link(peer)
-        return link.session.hello.writer if link is not None and link.session.hello is not None else None
 
     def peer_have(self, peer: RegionId, domain: Domain) -> Heads | None:
         """What a linked peer said that it has, on this link; None before it did."""
@@ -308,6 +303,10 @@ class Gossip:
     def rows_read(self, token: int, rows: Sequence[TaskRow], now: Now) -> None:
         """The answer to a `ReadRows` effect."""
         self._transfer.rows_read(token, rows, now)
+
+    def rows_damaged(self, token: int) -> None:
+        """The answer to a `ReadRows` effect, when the rows are unreadable."""
+        self._transfer.rows_damaged(token)
 
     def request_snapshot(self, peer: RegionId, domain: Domain) -> bool:
         """Take the snapshot that `peer` offered. False if it cannot be now: no link, or one is coming in already."""

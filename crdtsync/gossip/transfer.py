@@ -175,6 +175,17 @@ class Transfer:
             link.sending.rows_read(rows)
             self.pump(link, now)
 
+    def rows_damaged(self, token: int) -> None:
+        """The answer to `ReadRows` cannot be read. The snapshot ends, never to be taken for whole; it is offered again."""
+        link, domain = self._reads.pop(token, (None, None))
+        if link is None or domain is None or link.sending is None or link.sending.reading != token:
+            return
+        self._wire.notify(
+            "alarm", "gossip.snapshot_failed", peer=link.peer, domain=domain, error="a task row is damaged here"
+        )
+        link.sending = None
+        link.domains[domain].feed.paused = False
+
     # In --------------------------------------------------------------------------------------------------------------
 
     def commits(self, peer: Peer, link: Link, message: Commits, size: int) -> list[Arrived]:

@@ -7,10 +7,9 @@ the code below looks them up, and whatever the table does not name is a `RemoteP
 
 Both sides send Hello at once and open when the other's has come; neither waits for an answer to its own.
 
-**Which link.** The session knows a peer by the region that the driver names, so the driver must know it before the first
-frame: the dialler says in its request who it is (`link_path`), the listener answers nothing before it has looked
-(`Gossip.allowed`), and both keep one link per region, by `keeps_new_link` when there are two. The Hello then repeats
-the region inside the protocol, where a certificate can be held against it.
+**Who is there.** The session knows a peer by the region that the driver names, so the driver must know it before the
+first frame: the dialler says in its request who it is, and both ends keep one link per pair (`regions.transport.peers`).
+The Hello then repeats the region inside the protocol, where a certificate can be held against it.
 
 **Numbers.** Frames count from 1 on each link. A number at or below one already seen is a replay and is dropped; a
 number further ahead than the next means that frames were lost, which is counted and told to the peer. A websocket does
@@ -21,10 +20,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final
 
 from crdtsync.errors import RemoteProtocolError
-from crdtsync.identifiers import Domain, RegionId, WriterId, is_region, is_writer, region_of
+from crdtsync.identifiers import Domain, RegionId, WriterId, region_of
 from crdtsync.protocol.peer_messages import (
     PEER_PROTOCOL_VERSION,
     Bye,
@@ -97,10 +96,7 @@ class Refusal(StrEnum):
     IDENTITY = "identity"  #: Not the region that the link is to, or a writer of another region.
     SAME_REGION = "same_region"  #: Another incarnation of this region is alive: an operator must say which stays.
     SELF = "self"  #: A node that has dialled itself.
-    CUT = "cut"  #: An operator has cut the link (`region cut`). Passes.
-
-
-PASSING_REFUSALS: Final = frozenset({Refusal.CUT})  # dial again as after any failure; after the others, seldom
+    CUT = "cut"  #: An operator has cut the link (`region cut`).
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,50 +197,3 @@ _EVENT_OF: Final[dict[type, SessionEvent]] = {
     HelloRefused: SessionEvent.REFUSED,
     Bye: SessionEvent.BYE,
 }
-
-
-# Which link stays ------------------------------------------------------------------------------------------------------
-
-
-class LinkName(NamedTuple):
-    """Both ends of a link and who dialled it, as the dialler's request says."""
-
-    dialler: RegionId
-    writer: WriterId  # the dialler's incarnation
-    dialled: RegionId
-
-
-LINK_PATH: Final = "/peer/1"
-
-
-def link_path(link: LinkName) -> str:
-    """The path of the request that opens a link: `/peer/1/<dialler's writer, '#' as '~'>/<dialled region>`."""
-    return f"{LINK_PATH}/{link.writer.replace('#', '~')}/{link.dialled}"
-
-
-def parse_link_path(path: str) -> LinkName:
-    """Inverse of `link_path`. Raises RemoteProtocolError."""
-    prefix, _, rest = path.partition(LINK_PATH + "/")
-    name, _, dialled = rest.rpartition("/")
-    writer = name.replace("~", "#")
-    if prefix or not is_writer(writer) or not is_region(dialled):
-        raise RemoteProtocolError(f"not the path of a link between regions: {path[:128]!r}")
-    return LinkName(region_of(writer), WriterId(writer), RegionId(dialled))
-
-
-def keeps_new_link(current: LinkName, new: LinkName, peer_writer: WriterId | None) -> bool:
-    """Whether of two links to one peer the new one stays; the other is closed. Both ends decide alike.
-
-    When both ends dial at once, the link dialled by the smaller region's name stays. But whoever dials again has given
-    its former link up, and a new incarnation has none: then the old link is dead, even if nobody noticed yet.
-
-    Args:
-        current: The link that is up.
-        new: The one that has just been opened, by either end.
-        peer_writer: The peer's incarnation on the current link, where its Hello has come (`Gossip.peer_writer`).
-    """
-    if new.dialler == current.dialler:
-        return True
-    if peer_writer is not None and new.dialler == region_of(peer_writer) and new.writer != peer_writer:
-        return True
-    return new.dialler < current.dialler

@@ -116,7 +116,6 @@ def test_a_link_opens_with_a_hello_each_and_heads():
     kinds = [type(message) for message in fake.drain()]
     assert kinds == [m.OwnHeadsQuestion, m.HeadsHeard, m.Ping]
     assert fake.gossip.open_peers() == (US,)
-    assert fake.gossip.peer_writer(US) == fake.writer
 
 
 @pytest.mark.parametrize(

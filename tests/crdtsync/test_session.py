@@ -1,4 +1,4 @@
-"""The session's table, its numbers, who is let in, and which of two links stays."""
+"""The session's table, its numbers, and who is let in."""
 
 from __future__ import annotations
 
@@ -12,17 +12,12 @@ from crdtsync.errors import RemoteProtocolError
 from crdtsync.identifiers import DEFAULT_DOMAIN, RegionId, writer_id
 from crdtsync.protocol.peer_messages import PEER_PROTOCOL_VERSION, Bye, Credit, Hello, HelloRefused
 from crdtsync.protocol.session import (
-    PASSING_REFUSALS,
     TRANSITIONS,
     Identity,
-    LinkName,
     Refusal,
     Session,
     SessionEvent,
     SessionState,
-    keeps_new_link,
-    link_path,
-    parse_link_path,
 )
 
 EU, US, AP = RegionId("eu"), RegionId("us"), RegionId("ap")
@@ -142,56 +137,3 @@ def test_a_member_of_the_same_cluster_is_welcome():
 )
 def test_others_are_refused_with_the_reason(changes, linked_to, refusal):
     assert OURS.refusal(hello(**changes), linked_to) is refusal
-
-
-def test_only_a_cut_passes_by_itself():
-    assert {Refusal.CUT} == PASSING_REFUSALS
-
-
-# Which link stays
-
-
-def test_the_path_of_a_link_says_who_dials_whom():
-    link = LinkName(US, US_1, EU)
-    assert parse_link_path(link_path(link)) == link
-    assert "#" not in link_path(link)  # it would begin a URL's fragment
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "",
-        "/",
-        "/peer/1/",
-        "/peer/1/us/eu",
-        f"/peer/2/{US_1}/eu",
-        f"/x/peer/1/{US_1}/eu",
-        link_path(LinkName(US, US_1, EU)) + "/more",
-        link_path(LinkName(US, US_1, RegionId("EU"))),
-    ],
-)
-def test_other_paths_are_refused(path):
-    with pytest.raises(RemoteProtocolError, match="not the path"):
-        parse_link_path(path)
-
-
-def test_when_both_dial_both_keep_the_link_of_the_smaller_name():
-    by_eu, by_us = LinkName(EU, EU_1, US), LinkName(US, US_1, EU)
-    for known in (None, US_1):  # as eu sees it, before and after the Hello
-        assert not keeps_new_link(by_eu, by_us, known)
-        assert keeps_new_link(by_us, by_eu, known)
-    for known in (None, EU_1):  # as us sees it
-        assert not keeps_new_link(by_eu, by_us, known)
-        assert keeps_new_link(by_us, by_eu, known)
-
-
-def test_who_dials_again_has_given_up_the_former_link():
-    by_us = LinkName(US, US_1, EU)
-    assert keeps_new_link(by_us, by_us, US_1)
-
-
-def test_a_restarted_peer_is_not_kept_out_by_its_dead_link():
-    """Where eu dialled us, and us restarts and dials eu, the link that eu still holds leads to nobody."""
-    by_eu = LinkName(EU, EU_1, US)
-    assert keeps_new_link(by_eu, LinkName(US, US_2, EU), US_1)
-    assert not keeps_new_link(by_eu, LinkName(US, US_1, EU), US_1)
