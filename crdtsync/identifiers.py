@@ -19,6 +19,8 @@ WorkerId = NewType("WorkerId", str)
 
 DEFAULT_DOMAIN: Final = Domain("default")
 TASK_ID_BYTES: Final = 16
+INCARNATION_EPOCH_S: Final = 1_735_689_600  # 2025-01-01
+INCARNATION_MAX: Final = 999_999_999  # nine digits in a writer's name
 
 _REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _WRITER = re.compile(r"([a-z0-9][a-z0-9-]{0,31})/([a-z0-9][a-z0-9-]{0,31})#([0-9]{1,9})-([0-9a-f]{16})")
@@ -57,6 +59,11 @@ def writer_id(region: str, node: str, incarnation: int, entropy: bytes) -> Write
     if not is_writer(text):
         raise ValueError(f"not a writer id: {text!r}")
     return WriterId(text)
+
+
+def incarnation_floor(wall_ms: int) -> int:
+    """The least number of a start at this time: above those that a restored disk has forgotten (decision 0007)."""
+    return min(max(1, wall_ms // 1_000 - INCARNATION_EPOCH_S), INCARNATION_MAX)
 
 
 def is_writer(text: str) -> bool:

@@ -135,10 +135,10 @@ _KINDS: Final = (
     _kind(
         "kill",
         Aim.REGIONS,
-        "kill -9, and a restart at the end; what was not yet on disk is lost. `at` waits for an effect of that kind, "
+        "kill -9, and a restart at the end; what was not yet on disk is lost. `when` waits for an effect of that kind, "
         "the `nth` from the start, and kills before it is carried out (with `side = after`: right after).",
         restarts=True,
-        at=Param("now", choices=("now", "persist", "send", "reply", "run", "any")),
+        when=Param("now", choices=("now", "persist", "send", "reply", "run", "any")),
         nth=Param(1, 1, 50),
         side=Param("before", choices=("before", "after")),
     ),

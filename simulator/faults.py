@@ -334,7 +334,7 @@ def _down(active: ActiveFault, node: Node, *, power: bool = False) -> None:
 def _kill(world: World, active: ActiveFault) -> None:
     fault = active.fault
     for node in _regions(world, active):
-        if fault["at"] == "now":
+        if fault["when"] == "now":
             _down(active, node)
             continue
 
@@ -343,7 +343,7 @@ def _kill(world: World, active: ActiveFault) -> None:
             _down(active, node)
 
         trap = Trap(
-            BOUNDARIES[str(fault["at"])], round(_number(active, "nth")), after=fault["side"] == "after", spring=spring
+            BOUNDARIES[str(fault["when"])], round(_number(active, "nth")), after=fault["side"] == "after", spring=spring
         )
         node.trap = trap
 
@@ -364,7 +364,7 @@ def _pause(world: World, active: ActiveFault) -> None:
 
 def _slow(world: World, active: ActiveFault) -> None:
     for node in _regions(world, active):
-        active.hit(node.region, "slowed")
+        active.hit(node.region, "slowed")  # every input from now on
         node.slow_us += _us(active, "input_ms")
 
         def hurry(node: Node = node) -> None:
@@ -589,12 +589,12 @@ def _worker_crash(world: World, active: ActiveFault) -> None:
 def _worker_flag(name: str, frees: bool) -> Callable[[World, ActiveFault], None]:
     def begin(world: World, active: ActiveFault) -> None:
         for worker in _workers(world, active):
-            if worker.running:
-                active.hit(worker.node.region, name)
             setattr(worker, name, True)
+            worker.hits.append(hit := partial(active.hit, worker.node.region))
 
-            def mend(worker: Worker = worker) -> None:
+            def mend(worker: Worker = worker, hit: Callable[[str], None] = hit) -> None:
                 setattr(worker, name, False)
+                worker.hits.remove(hit)
                 if frees:
                     worker.free()
 
@@ -605,9 +605,14 @@ def _worker_flag(name: str, frees: bool) -> Callable[[World, ActiveFault], None]
 
 def _worker_slow(world: World, active: ActiveFault) -> None:
     for worker in _workers(world, active):
-        active.hit(worker.node.region, "slowed")
         worker.slowness = _number(active, "factor")
-        active.part((worker.node.region,), partial(setattr, worker, "slowness", 1.0))
+        worker.hits.append(hit := partial(active.hit, worker.node.region))
+
+        def mend(worker: Worker = worker, hit: Callable[[str], None] = hit) -> None:
+            worker.slowness = 1.0
+            worker.hits.remove(hit)
+
+        active.part((worker.node.region,), mend)
 
 
 # Workload ----------------------------------------------------------------------------------------

@@ -14,7 +14,15 @@ from crdtsync import effects as e
 from crdtsync.clock import Now
 from crdtsync.commands import WorkerGone
 from crdtsync.errors import CrdtSyncError, RemoteProtocolError, StorageError
-from crdtsync.identifiers import DEFAULT_DOMAIN, AttemptId, RegionId, TaskId, WriterId, writer_id
+from crdtsync.identifiers import (
+    DEFAULT_DOMAIN,
+    AttemptId,
+    RegionId,
+    TaskId,
+    WriterId,
+    incarnation_floor,
+    writer_id,
+)
 from crdtsync.log.commit import commit_hash, decode_commit
 from crdtsync.replica import Replica
 from crdtsync.settings import Settings
@@ -189,7 +197,7 @@ class Node:
             self._reload_us = min(RELOAD_US_MAX, self._reload_us * 2)
             return
         self._reload_us = RELOAD_US_MIN
-        store.incarnation += 1
+        store.incarnation = max(store.incarnation + 1, incarnation_floor(self.now.wall_ms))
         writer = writer_id(self.region, self.settings.node, store.incarnation, self._rng.randbytes(8))
         settings = self._world.settings_of(self)
         replica = Replica(settings, writer, self.now, store.meta)

@@ -90,6 +90,8 @@ class Attempt:
         worker = self.worker
         gate = worker.kernel.gate()
         delay_us = max(0, round(seconds * worker.slowness * US))
+        if worker.slowness != 1.0:
+            worker.tell("slowed")
         worker.kernel.after(delay_us, worker.go_on, gate.open)
         await gate
 
@@ -120,6 +122,7 @@ class Worker:
         self.silent = False
         self.deaf = False
         self.slowness = 1.0
+        self.hits: list[Callable[[str], None]] = []  # told when one of these changed something
         self._world = world
         self._trace = world.trace
         self._rng: random.Random = world.stream("worker", name)
@@ -248,9 +251,15 @@ class Worker:
 
     # Faults --------------------------------------------------------------------------------------
 
+    def tell(self, what: str) -> None:
+        """A fault changed something here."""
+        for hit in self.hits:
+            hit(what)
+
     def go_on(self, call: Callable[[], None]) -> None:
         """Let a handler have what it waited for, unless the worker hangs."""
         if self.hung:
+            self.tell("hung")
             self._held.append(call)
         else:
             call()
@@ -275,7 +284,9 @@ class Worker:
         self._send(self._numbers)
 
     def _send(self, number: int) -> None:
-        if self._connected and not self.silent:
+        if self.silent:
+            self.tell("was silent")
+        elif self._connected:
             command, _, cause = self._unanswered[number]
             self.node.ask(self, command, partial(self._answered, number), cause)
 
@@ -350,9 +361,13 @@ class Worker:
 
     def asked_to_stop(self, attempt: AttemptId, reason: str, cause: int) -> None:
         held = self._attempts.get(attempt)
-        if held is not None and not held.completed and not self.deaf:
-            held.seq = cause
-            self._stop(held, reason)
+        if held is None or held.completed:
+            return
+        if self.deaf:
+            self.tell("was deaf")
+            return
+        held.seq = cause
+        self._stop(held, reason)
 
     def _stop(self, attempt: Attempt, reason: str) -> None:
         if not attempt.run.stop(reason):

@@ -34,11 +34,11 @@ def run(
     """
     from regions.execution.registry import load_app
     from simulator.checkers import all_checkers
-    from simulator.reading import load
+    from simulator.scenario_toml import read
     from simulator.world import World
 
     app = None if app_spec is None else load_app(app_spec)
-    played = load(scenario, app=app)
+    played = read(scenario, app=app)
     with contextlib.ExitStack() as stack:
         out = None if trace_file is None else stack.enter_context(trace_file.open("w", encoding="utf-8"))
         progress = stack.enter_context(progress_bar(played.name, played.duration_ms / 1_000))
