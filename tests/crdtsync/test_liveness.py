@@ -22,7 +22,7 @@ def test_a_relayed_beat_is_as_old_as_it_says():
 
 
 def test_the_news_of_a_dead_region_does_not_get_younger_by_being_handed_around():
-    """Ages leave out the time under way: with 400 ms each way, relaying ages every second would keep it at 1.8 s."""
+    """Ages leave out the time under way: relayed every second over 400 ms, they would grow by 0.2 s a second."""
     eu, us = Liveness(EU, MEMBERS), Liveness(US, MEMBERS)
     us.beat(AP_7, 1, at(1_000))
     for now_ms in range(1_000, 61_000, 1_000):
