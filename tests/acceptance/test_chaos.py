@@ -19,6 +19,7 @@ from tests.acceptance.history import misplaced_effects, read_log, stories
 
 NEVER_RAISES = ("sure", "sure_in_thread", "book")
 HEALED_S = 10  # issue 2, 5.1: digests are equal so long after the last heal
+APART_S = 2  # at the end of the chaos, everybody is alone for so long
 ENDED_S = 60  # and everything has ended
 ENDED = {"succeeded", "dead", "expired", "cancelled"}
 
@@ -101,9 +102,15 @@ class Chaos:
         acts = [self.isolate, self.part, self.heal, self.kill_node, self.kill_worker]
         while True:
             await asyncio.sleep(self.draw.uniform(0.3, 2))
-            if loop.time() >= until:
+            if loop.time() >= until - APART_S:
                 break
             await self.draw.choices(acts, weights=[3, 3, 4, 3, 3])[0]()
+        # The worst for the last heal: nobody sees anybody, and one is just coming back.
+        for region in REGIONS:
+            self.did(f"isolate {region}: {await self.tell(region, CutLinks())}")
+        await asyncio.sleep(APART_S - 1)
+        await self.kill_node()
+        await asyncio.sleep(max(0, until - loop.time()))
 
     async def tell(self, region, command):
         try:
