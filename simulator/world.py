@@ -28,6 +28,7 @@ from simulator.clients import Clients, told_of
 from simulator.clock import LocalClock
 from simulator.determinism import Guard
 from simulator.disk import Disk
+from simulator.expect import Expectations
 from simulator.faults import ActiveFault
 from simulator.kernel import US, Kernel, make_kernel
 from simulator.latency import Latencies
@@ -125,6 +126,7 @@ class World:
         self._quiet_us = 0  # since when
         self._arrivals_left = 0  # loads that have more to come
         self._ran = False
+        self._expectations = Expectations(scenario.expectations)
         for region in scenario.regions:
             self.add_node(region.name)
         self._guard = Guard(self._wall_s, self._sleep, partial(block_for, self._sleep))
@@ -191,6 +193,8 @@ class World:
         for checker in self.checkers:
             checker.begin(self)
             self.trace.listen(checker.kinds, checker.on_event)
+        if self._expectations.wants:
+            self.trace.listen(self._expectations.kinds, self._expectations.on_event)
         scenario, kernel = self.scenario, self.kernel
         self.trace.add("run.start", "", scenario.name, (self.seed, scenario.names, told_of(scenario.drawn)))
         start = self.stream("start")
@@ -243,6 +247,7 @@ class World:
         for node in self.healed_nodes():
             node.trap = None
         self.healed = True
+        self._quiet_us = self.kernel.now_us
         for checker in self.checkers:
             checker.at_heal(self)
 
@@ -397,7 +402,7 @@ class World:
             double_runs += sum(attempt.state == "ok" for attempt in view.attempts) > 1
         tasks = {"submitted": sum(states.values())}
         tasks.update((state, states[state]) for state in ("succeeded", "dead", "cancelled", "expired", "open"))
-        return Result(
+        result = Result(
             seed=self.seed,
             scenario=self.scenario.name,
             kernel=self.kernel.name,
@@ -414,6 +419,7 @@ class World:
             compensations=compensations,
             double_runs=double_runs,
         )
+        return replace(result, unmet=self._expectations.unmet(self, result))
 
 
 def view_data(view: TaskView, settled: bool) -> tuple[Any, ...]:

@@ -1,0 +1,205 @@
+"""Scenarios as people write them: every key is read, every mistake is named with its place and the fix."""
+
+from dataclasses import replace
+
+import pytest
+
+from crdtsync import App
+from crdtsync.errors import ConfigError
+from simulator import Arrivals, Fault, Links, Load, Plan, Region, Scenario
+from simulator.scenario_text import to_toml
+from simulator.scenario_toml import find, names, parse, read
+
+MINIMAL = 'regions = ["eu", "us"]\n'
+
+
+def test_the_smallest_scenario_is_a_list_of_regions():
+    scenario = parse(MINIMAL)
+    assert scenario.names == ("eu", "us")
+    assert scenario.loads == (Load(),)
+    assert scenario.plan == Plan()
+
+
+def test_every_key_is_read():
+    app = App("own")
+    scenario = parse(
+        """
+        name = "all of it"
+        story = "Whatever can be said."
+        duration = "5min"
+        heal = "2min"
+        healed = ["eu", "us"]
+
+        [regions.eu]
+        place = [50.1, 8.7]
+        clock_off = "-200ms"
+        drift_ppm = 100
+        workers = 2
+        credits = 5
+        [regions.us]
+        [regions.ap]
+
+        [links]
+        rtt = "100ms"
+        jitter = 0.1
+        tail = 0
+        bytes_per_s = 1_000_000
+        [links.pairs]
+        "eu<>us" = "90ms"
+
+        [settings]
+        lost_after = "10s"
+        labels_max = 7
+
+        [disk]
+        fsync = ["2ms", "9ms"]
+
+        [[load]]
+        task = "mine"
+        regions = "eu"
+        args = ["order-{n}", 3]
+        kwargs = { gift = true }
+        options = { delay = "2s", partition = "wait" }
+        arrivals = { shape = "bursty", per_s = 3, burst = 4, start = "2s", until = "50s", count = 20 }
+
+        [[fault]]
+        kind = "flapping"
+        at = "20s"
+        for = "10s"
+        targets = "eu<>us"
+        period = "1s"
+        down = 0.3
+
+        [[fault]]
+        kind = "kill"
+        at = "10s"
+        for = "5s"
+        targets = ["ap"]
+        when = "reply"
+
+        [[expect]]
+        want = "succeeded == submitted"
+        why = "it should"
+        """,
+        app=app,
+    )
+    assert scenario == Scenario(
+        name="all of it",
+        text="Whatever can be said.",
+        regions=(
+            Region("eu", (50.1, 8.7), -200, 100, 2, 5),
+            Region("us"),
+            Region("ap"),
+        ),
+        links=Links({"eu<>us": 90}, "", 100, 0.1, 0, 1_000_000),
+        loads=(
+            Load(
+                "task:mine",
+                Arrivals("bursty", 3, 2_000, 50_000, 4, 20),
+                ("eu",),
+                ("order-{n}", 3),
+                {"gift": True},
+                {"delay_ms": 2_000, "partition": "wait"},
+            ),
+        ),
+        plan=Plan(
+            (
+                Fault("kill", 10_000, 5_000, ("ap",), {"when": "reply"}),
+                Fault("flapping", 20_000, 10_000, ("eu<>us",), {"period_ms": 1_000, "down": 0.3}),
+            ),
+            120_000,
+            ("eu", "us"),
+        ),
+        expectations=("succeeded == submitted  # it should",),
+        settings={"lost_after_ms": 10_000, "labels_max": 7},
+        disk_ms=(2, 9),
+        duration_ms=300_000,
+        app=app,
+    )
+    again = parse(to_toml(scenario, app="own.py:app"), app=app)
+    assert again == scenario
+
+
+@pytest.mark.parametrize("name", names())
+def test_what_ships_reads_back_as_it_was_written(name):
+    scenario = read(name)
+    assert scenario.text, "it tells its story"
+    assert scenario.expectations, "it can fail"
+    assert scenario.plan.faults, "something goes wrong in it"
+    assert parse(to_toml(scenario)) == scenario
+
+
+def test_the_stories_that_were_promised_are_there():
+    assert {
+        "split_brain", "double_charge", "minority_island", "flapping_link", "one_way_link", "slow_disk", "clock_jump",
+        "clock_drift", "long_isolation", "rolling_restart", "restored_backup", "cloned_disk", "region_loss_and_forget",
+        "cancel_race", "thundering_heal", "bridge", "majorities_ring",
+    } <= set(names())  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text, key, fix",
+    [
+        ("regions = 3", "regions = 3", 'as in ["eu", "us", "ap"]'),
+        ("", "regions", "a list of names"),
+        ('regions = ["eu"]\nduraton = "3s"', "duraton", "did you mean 'duration'?"),
+        ('regions = ["eu"]\nduration = 30', "duration = 30", '"30s"'),
+        ('regions = ["eu"]\nduration = "30 parsecs"', "duration", "500ms, 10s, 2min"),
+        ('regions = ["EU!"]', "EU!", "lower-case"),
+        ("[regions.eu]\nplace = 7", "regions.eu.place", "[50.1, 8.7]"),
+        ("[regions.eu]\nworkers = -1", "regions.eu.workers", "from 0 to 100"),
+        (MINIMAL + '[links]\nrtt = "80"', "links.rtt", "a number and a unit"),
+        (MINIMAL + '[links]\ncsv = "no.csv"', "links.csv", "there is no"),
+        (MINIMAL + '[settings]\nlost = "3s"', "settings.lost", "There are"),
+        (MINIMAL + '[[load]]\nmodel = "charg"', "load[1].model", "did you mean 'charge'?"),
+        (MINIMAL + '[[load]]\ntask = "mine"', "load[1].task", 'app = "FILE.py:app"'),
+        (MINIMAL + '[[load]]\narrivals = { shape = "poison" }', "load[1].arrivals.shape", "did you mean 'poisson'?"),
+        (MINIMAL + '[[load]]\narrivals = { shape = "trace" }', "load[1].arrivals.csv", "first column is seconds"),
+        (MINIMAL + '[[load]]\noptions = { speed = 3 }', "load[1].options.speed", "no such option"),
+        (MINIMAL + '[load]\nmodel = "noop"', "load", "[[load]] with two brackets"),
+        (MINIMAL + '[[fault]]\nkind = "isolat"\nat = "1s"', "fault[1].kind", "did you mean 'isolate'?"),
+        (MINIMAL + '[[fault]]\nkind = "isolate"', "fault[1].at", 'at = "10s"'),
+        (MINIMAL + '[[fault]]\nkind = "isolate"\nat = "1s"\ntargets = ["mars"]', "'mars'", "eu, us"),
+        (MINIMAL + '[[fault]]\nkind = "isolate"\nat = "1s"\nhow = "kindly"', "'kindly'", "'black_hole', 'reset'"),
+        (MINIMAL + '[[expect]]\nwant = "conflict >= 1"', "expect[1].want", "did you mean 'conflicts'?"),
+        (MINIMAL + '[[expect]]\nwant = "accepted in mars >= 1"', "'mars'", "eu, us"),
+        ("regions = [", "not TOML", "at end of document"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_file_key_and_fix(text, key, fix):
+    with pytest.raises(ConfigError) as error:
+        parse(text, where="my.toml")
+    assert str(error.value).startswith("my.toml: ")
+    assert key in str(error.value)
+    assert fix in str(error.value)
+
+
+def test_a_scenario_is_found_by_name_or_file(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(MINIMAL)
+    assert read(file).name == "mine"
+    assert find("split_brain").is_file()
+    with pytest.raises(ConfigError, match="did you mean 'split_brain'"):
+        find("splt_brain")
+    with pytest.raises(ConfigError, match="no such file"):
+        find("no.toml")
+
+
+def test_an_app_is_named_beside_the_scenario_and_loaded_by_whoever_can(tmp_path):
+    (tmp_path / "mine.toml").write_text(MINIMAL + 'app = "own.py:app"\n[[load]]\ntask = "hello"\n')
+    asked = []
+    app = App("own")
+
+    def find_app(place):
+        asked.append(place)
+        return app
+
+    assert read(tmp_path / "mine.toml", find_app=find_app).app is app
+    assert asked == [f"{tmp_path / 'own.py'}:app"]
+    with pytest.raises(ConfigError, match="nobody here loads apps"):
+        read(tmp_path / "mine.toml")
+
+
+def test_texts_survive_whatever_is_in_them():
+    scenario = replace(parse(MINIMAL), name='a "quoted" ünïcode\\name', text="two\nlines")
+    assert parse(to_toml(scenario, comment="a comment\nof two lines")) == scenario
