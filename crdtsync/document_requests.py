@@ -45,8 +45,7 @@ class DocumentRequests:
         def run() -> None:
             try:
                 if task:
-                    held = self._here.table.get(TaskId(task))
-                    if held is None or self._here.table.view(held).submission is None:
+                    if self._here.task(TaskId(task)) is None:
                         raise UnknownTaskError(f"no task {task.hex()} is known in {self._here.me}", task=task.hex())
                 self._here.emit(Reply(ticket, then((self._here.domain, task, name))))
             except CrdtSyncError as error:

@@ -204,7 +204,7 @@ class Duties:
         pending = False
         for undo in owed:
             undo_id = undo.id
-            if here.table.get(undo_id) is not None:
+            if here.table.get(undo_id) is not None or undo_id in here.table.damaged:
                 continue
             if here.table.missing((undo_id,)):
                 pending = True

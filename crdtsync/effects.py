@@ -69,7 +69,7 @@ class Persist:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Read the rows of `tasks` (absent ones are simply missing) and call `loaded(token, rows)`."""
+    """Read the rows of `tasks` (absent ones are simply missing) and call `loaded(token, rows, damaged=ids)`."""
 
     token: int
     domain: Domain
@@ -79,7 +79,8 @@ class Load:
 @dataclass(frozen=True, slots=True)
 class ReadCommits:
     """Read commits of `writer` from number `first` on, at least one if it exists and then while
-    their sizes fit into `bytes_max`, and call `commits_read(token, blobs)`."""
+    their sizes fit into `bytes_max`, and call `commits_read(token, blobs)`, with
+    `damaged=(writer, first)` if that one is unreadable."""
 
     token: int
     domain: Domain
@@ -90,8 +91,8 @@ class ReadCommits:
 
 @dataclass(frozen=True, slots=True)
 class ReadRows:
-    """Read up to `limit` task rows with id > `after` in id order and call `rows_read(token, rows)`:
-    how a snapshot is sent, in chunks."""
+    """Read up to `limit` task rows with id > `after` in id order and call `rows_read(token, rows)`,
+    with `damaged=ids` if the first is unreadable: how a snapshot is sent, in chunks."""
 
     token: int
     domain: Domain
@@ -154,6 +155,7 @@ class Page(NamedTuple):
 
     rows: tuple[TaskRow, ...] = ()
     after: Cursor | None = None
+    damaged: tuple[TaskId, ...] = ()  # belong to the page, and cannot be read
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@
         PayloadTooLargeError
         StorageError
             CorruptLogError
+            DamagedTaskError        known, but unreadable on this node's disk; ask another region
             SchemaVersionError
             StoreLockedError
         UnreachableError            no answer from the node
@@ -159,6 +160,12 @@ class StorageError(CrdtSyncError):
 
 class CorruptLogError(StorageError):
     code = "corrupt"
+
+
+class DamagedTaskError(StorageError):
+    """The task exists, and what this node has of it on disk is damaged. Nothing was done."""
+
+    code = "damaged"
 
 
 class SchemaVersionError(StorageError):

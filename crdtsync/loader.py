@@ -79,7 +79,7 @@ class Loader:
             self._outbox.urgent(Load(token, self._table.domain, ids))
 
     def loaded(self, token: int, rows: Iterable[TaskRow]) -> None:
-        """The rows of one `Load`. Runs whatever now has all that it needs."""
+        """The rows of one `Load`. Runs whatever now has all that it needs, or cannot have it (`table.damaged`)."""
         ids = self._loads.pop(token, ())
         found: list[Task] = []
         for row in rows:

@@ -90,6 +90,8 @@ class Neighbours:
     def digest(self, domain: Domain) -> tuple[Heads, bytes]:
         """Heads that are applied and durable, and the digest of the state there; b"" while it may not be told."""
         heads, digest = self._durable
+        if self._here.table.damaged:
+            return heads, b""  # what lacks here is no divergence
         if self._until is not None:
             if not heads.covers(self._until):
                 return heads, b""
@@ -162,7 +164,8 @@ class Neighbours:
                 case OwnHeadsArrived(peer, _, heads, last_ack):
                     self._answered(peer, heads, last_ack)
                 case SnapshotOffered(peer, domain, _):
-                    if self.gossip.request_snapshot(peer, domain):
+                    # Facts without commits must not come before those of the log are in their rows again.
+                    if not here.deriving and self.gossip.request_snapshot(peer, domain):
                         here.notify("info", "snapshot.requested", peer=peer)
                 case SnapshotRows(peer, _, rows, size):
                     self._keeper.join_rows(peer, rows, size)

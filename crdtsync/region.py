@@ -11,6 +11,7 @@ from typing import Any, Final
 from crdtsync.clock import HybridClock, Now
 from crdtsync.documents import DocumentShelf
 from crdtsync.effects import CommitRow, Effect, Notify, ReadCommits
+from crdtsync.errors import DamagedTaskError
 from crdtsync.events import TASK_EVENTS, Declared, DocumentUpdated, Event, WriterOpened
 from crdtsync.identifiers import DEFAULT_DOMAIN, Domain, EventId, RegionId, TaskId, WriterId, node_of, region_of
 from crdtsync.log.commit import Commit
@@ -19,7 +20,7 @@ from crdtsync.log.stability import Stability
 from crdtsync.outbox import Outbox
 from crdtsync.scheduling.timers import Timers
 from crdtsync.settings import Settings
-from crdtsync.tasks import TaskTable
+from crdtsync.tasks import Task, TaskTable
 
 EVENTS_PER_COMMIT_MAX: Final = 1_000  # a commit is read, checked and sent as one piece
 COMMIT_BYTES_MAX: Final = 2 * 2**20  # of payloads and results in one commit, roughly
@@ -45,6 +46,7 @@ class RegionState:
         self.declared: dict[str, dict[RegionId, tuple[EventId, Declared]]] = {}
         self.writers: dict[WriterId, WriterOpened] = {}  # own ancestors, and what each followed
         self.alarms: dict[str, dict[str, Any]] = {}
+        self.deriving = False  # rows on disk are not believed: all are being made again from the whole log
         self.commit_bytes = 0  # on disk, roughly: what history_bytes_max is compared with
         self._token = 0
         self.sealed: list[Commit] = []  # our commits since the driver's last turn, for gossip and the log's age
@@ -98,7 +100,8 @@ class RegionState:
         """Let one event, ours or foreign, take effect in memory."""
         kind = type(event)
         if kind in TASK_EVENTS:
-            self.table.add(event_id, event)  # type: ignore[arg-type]
+            if event.task not in self.table.damaged:  # type: ignore[union-attr]
+                self.table.add(event_id, event)  # type: ignore[arg-type]
         elif isinstance(event, Declared):
             known = self.declared.setdefault(event.name, {})
             region = region_of(event_id.writer)
@@ -108,6 +111,19 @@ class RegionState:
             self.documents.apply((self.domain, event.task, event.name), event_id, event.update)
         elif isinstance(event, WriterOpened) and node_of(event_id.writer) == node_of(self.writer):
             self.writers[event_id.writer] = event
+
+    def task(self, task: TaskId) -> Task | None:
+        """The task, None if it certainly was never submitted. What the disk holds of it is in memory (`Loader`).
+
+        Raises:
+            DamagedTaskError: It was, and cannot be read.
+        """
+        if task in self.table.damaged:
+            raise DamagedTaskError(
+                f"task {task.hex()} is damaged on the disk of {self.me}: ask another region", task=task.hex()
+            )
+        held = self.table.get(task)
+        return None if held is None or self.table.view(held).submission is None else held
 
     def declaration(self, name: str) -> Declared | None:
         """The newest declaration of a task's name by any region, or None."""

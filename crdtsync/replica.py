@@ -8,8 +8,11 @@ The driver's duties:
 3. Make a `Persist` durable before calling `persisted` with its number. If that fails, discard the
    replica and build a new one from disk: memory is never ahead of disk for anyone.
 4. Call `tick` when `next_deadline_ms()` (monotonic) has come.
+5. Name what is unreadable where a read is answered, and at the start: it is not absent. When an
+   answer raises CorruptLogError, memory cannot go on beside that disk: discard the replica and
+   build a new one; if `may_derive` of it, with `derive` (docs/decisions/0006).
 
-Never raises for anything that comes from outside. Delegates to the parts: `log` (what is known),
+Never raises for anything that comes from elsewhere. Delegates to the parts: `log` (what is known),
 `tasks` (what it means), `duties` (what this region does about it), `gossip` (what others hear).
 """
 
@@ -25,7 +28,7 @@ from crdtsync.clock import Now
 from crdtsync.document_requests import DocumentRequests
 from crdtsync.duties import Duties
 from crdtsync.effects import DocumentRow, Effect, Page, Reply, TaskRow
-from crdtsync.errors import CorruptLogError, CrdtSyncError, OverloadedError
+from crdtsync.errors import CorruptLogError, CrdtSyncError, NotImplementedYetError, OverloadedError
 from crdtsync.events import WriterOpened
 from crdtsync.identifiers import EventId, RegionId, TaskId, WriterId, incarnation_of, node_of, region_of
 from crdtsync.loader import Loader
@@ -56,6 +59,8 @@ TURN_MS: Final = 1  # when there is more to do than one turn allows: the next on
 COMPACT_MS: Final = 2_000  # how often commits past retention are looked for
 LANES_MS: Final = 500  # how often it is judged whether work waits here that no worker can run
 TAKEOVER_MS: Final = 250  # how often silence is judged
+DAMAGED_SHOWN_MAX: Final = 100  # in the status
+DAMAGED_ADVICE: Final = "stop this node, move its data away, start it: it fetches what its peers hold"
 READ_RETRY_MS: Final = 5_000  # after an unreadable commit: peers may have sent it by then
 
 
@@ -65,9 +70,18 @@ class Replica:
     Args:
         writer: This incarnation's identity, never used before.
         meta: The store's meta entries, empty on a fresh disk.
+        derive: Believe no task row on disk and make all of them again from the log, which must be whole.
     """
 
-    def __init__(self, settings: Settings, writer: WriterId, now: Now, meta: Mapping[str, bytes] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        writer: WriterId,
+        now: Now,
+        meta: Mapping[str, bytes] | None = None,
+        *,
+        derive: bool = False,
+    ) -> None:
         meta = meta or {}
         bound = int.from_bytes(meta.get("clock", b""), "big")
         here = self._here = RegionState(settings, writer, now, clock_bound=bound)
@@ -123,7 +137,7 @@ class Replica:
         self._fresh: list[tuple[Commit, RegionId | None]] = []  # in the batch being gathered
         self._taken: dict[RegionId, int] = {}  # bytes of peers' commits in it, to be credited again
         self._was_trusted = False
-        self._rows.restore(meta)
+        self._rows.restore(meta, derive=derive)
 
     # Start -------------------------------------------------------------------------------------
 
@@ -135,14 +149,24 @@ class Replica:
         names: Any = codec.decode(packed, bytes_max=1 << 16)
         return frozenset(RegionId(name) for name in names)
 
+    @property
+    def may_derive(self) -> bool:
+        """Whether the log still holds everything, so that damaged task rows can be made again from it."""
+        return not self._rows.floor
+
+    @property
+    def deriving(self) -> bool:
+        """Whether that is being done: no row on disk matters until it is."""
+        return self._here.deriving
+
     def restore_known(self, ids: Iterable[TaskId]) -> None:
         """The ids of all task rows on disk."""
-        for task in ids:
+        for task in () if self.deriving else ids:
             self._here.table.known.add(task)
 
     def restore_rows(self, rows: Iterable[TaskRow]) -> None:
         """The rows marked `live`, in any order."""
-        for row in rows:
+        for row in () if self.deriving else rows:
             task = self._here.table.restore(row, counted=True)
             self._here.table.touch(task)
 
@@ -166,6 +190,11 @@ class Replica:
             for commit in received.commits:
                 self._rows.mark(commit)
                 self._here.commit_bytes += len(commit.blob)
+
+    def restore_damaged(self, tasks: Iterable[TaskId]) -> None:
+        """Tasks whose rows are unreadable: they are refused until that has changed. Call before `start`."""
+        for task in tasks:
+            self._here.table.damaged.add(task)
 
     def corrupt(self, what: str, **facts: Any) -> None:
         """Something on disk was unreadable and was left out. Peers are asked for commits that lack."""
@@ -241,36 +270,95 @@ class Replica:
         self._here.outbox.persisted(batch)
         self._run()
 
-    def loaded(self, token: int, rows: Iterable[TaskRow], now: Now) -> None:
+    def loaded(self, token: int, rows: Iterable[TaskRow], now: Now, *, damaged: Iterable[TaskId] = ()) -> None:
+        """The rows of one `Load`; `damaged` names those that are there and unreadable.
+
+        Raises:
+            CorruptLogError: See duty 5.
+        """
         self._here.now = now
+        self._rows_damaged(damaged)
         self._loader.loaded(token, rows)
         self._run()
 
-    def commits_read(self, token: int, blobs: Iterable[bytes], now: Now) -> None:
+    def commits_read(
+        self, token: int, blobs: Iterable[bytes], now: Now, *, damaged: tuple[WriterId, int] | None = None
+    ) -> None:
+        """The commits of one `ReadCommits`; `damaged` names the first one where that is unreadable.
+
+        Raises:
+            CorruptLogError: See duty 5.
+        """
         self._here.now = now
+        if damaged is not None:
+            self._commit_damaged(*damaged)
         if token in self._reading:
             self._reading.discard(token)
             self._read_retry_ms = 0
+            found = bool(blobs := list(blobs))
             try:
                 self._here.log.provide(blobs)
             except CorruptLogError as error:
+                found = False
+                self._here.alarm("log.corrupt", reason=str(error))
+            if not found:
                 # Asked for again only after a while: a damaged disk must not become a hot loop.
                 self._read_retry_ms = now.mono_ms + READ_RETRY_MS
                 self._here.timers.at_mono(self._read_retry_ms, ("retry", ""))
-                self._here.alarm("log.corrupt", reason=str(error))
         elif not self._settlement.commits_read(token, list(blobs := list(blobs))):
             self._neighbours.gossip.commits_read(token, blobs, now)
         self._run()
 
-    def rows_read(self, token: int, rows: Iterable[TaskRow], now: Now) -> None:
+    def rows_read(self, token: int, rows: Iterable[TaskRow], now: Now, *, damaged: Iterable[TaskId] = ()) -> None:
+        """The rows of one `ReadRows`, or `damaged`: then the next one is unreadable, and no snapshot can be sent.
+
+        Raises:
+            CorruptLogError: See duty 5.
+        """
         self._here.now = now
-        self._neighbours.gossip.rows_read(token, list(rows), now)
+        damaged = tuple(damaged)
+        self._rows_damaged(damaged)
+        if damaged:
+            self._neighbours.gossip.rows_damaged(token)
+        else:
+            self._neighbours.gossip.rows_read(token, list(rows), now)
         self._run()
 
     def queried(self, token: int, page: Page, now: Now) -> None:
+        """The answer to one `Query`.
+
+        Raises:
+            CorruptLogError: See duty 5.
+        """
         self._here.now = now
+        self._rows_damaged(page.damaged)
         self._requests.queried(token, page)
         self._run()
+
+    def _rows_damaged(self, tasks: Iterable[TaskId]) -> None:
+        """Rows are unreadable: written over if their tasks are in memory, else derived again, or refused from now on."""
+        table = self._here.table
+        lost = []
+        for task_id in tasks:
+            task = table.get(task_id)
+            if task is not None:
+                table.mark_dirty(task)
+            elif task_id not in table.damaged:
+                lost.append(task_id)
+        if lost and self.may_derive and not self.deriving:
+            raise CorruptLogError(f"{len(lost)} task rows are damaged: all are made again from the log")
+        for task_id in lost:
+            table.damaged.add(task_id)
+            self._here.alarm("store.task", task=task_id.hex(), advice=DAMAGED_ADVICE)
+
+    def _commit_damaged(self, writer: WriterId, number: int) -> None:
+        """A commit is unreadable. If it is folded, peers send it again; else it must not count as had."""
+        here = self._here
+        here.alarm("store.commit", writer=writer, number=number)
+        if not here.log.is_applied(writer, number):
+            raise CorruptLogError(f"commit {number} of {writer} is damaged: it is left out, and peers are asked for it")
+        here.log.lose(writer, number)
+        self._neighbours.gossip.announce(here.now)
 
     def tick(self, now: Now) -> None:
         self._here.now = now
@@ -344,6 +432,7 @@ class Replica:
         self._apply()
         if not self._folded and self._nothing_to_fold():
             self._folded = True
+            self._here.deriving = False
             self._open_writer()
         if self._folded:
             while self._queue:
@@ -376,6 +465,8 @@ class Replica:
 
     def _nothing_to_fold(self) -> bool:
         log = self._here.log
+        if self._here.deriving and log.gaps():
+            return False  # tasks of what is missing would look absent
         return not self._blocked and not self._reading and log.needed() is None and not self._more
 
     # Applying ----------------------------------------------------------------------------------
@@ -387,6 +478,9 @@ class Replica:
         self._credit(peer, size)
         for blob in blobs:
             received = here.log.receive(blob, wall_ms)
+            if received.verdict is Verdict.MENDED:
+                self._mend(received.commits[0])
+                continue
             for commit in received.commits:
                 here.keep(commit)
                 self._fresh.append((commit, peer))
@@ -395,6 +489,17 @@ class Replica:
                 here.outbox.next.meta[f"evidence/{here.domain}"] = codec.encode(here.log.export_evidence())
             elif received.verdict is Verdict.REFUSED:
                 here.notify("warning", "log.refused", peer=peer, refusal=str(received.refusal), reason=received.reason)
+
+    def _mend(self, commit: Commit) -> None:
+        """Store a commit again in the place of a damaged one."""
+        batch = self._here.outbox.next
+        batch.commits.append(commit.row())
+
+        def mended() -> None:
+            self._here.log.mended(commit.writer, commit.number)
+            self._neighbours.gossip.announce(self._here.now)
+
+        batch.after.append(mended)
 
     def _apply(self) -> None:
         here = self._here
@@ -446,6 +551,8 @@ class Replica:
 
         def join() -> None:
             for row in rows:
+                if row.task in self._here.table.damaged:
+                    continue  # with what is lost here, these facts would not be all
                 try:
                     task = self._here.table.restore(row, counted=False)
                 except CrdtSyncError as error:
@@ -513,7 +620,7 @@ class Replica:
         try:
             handler = self._handlers.get(type(command))
             if handler is None:
-                raise NotImplementedError(type(command).__name__)
+                raise NotImplementedYetError(f"{self.settings.region} does not know {type(command).__name__}")
             handler(self, command, ticket)
         except CrdtSyncError as error:
             self._here.emit(Reply(ticket, None, error.record()))
@@ -561,6 +668,7 @@ class Replica:
                 "skew_ms": here.clock.skew_ms(here.now),
                 "recovering": sorted(self._neighbours.unanswered),
                 "alarms": list(here.alarms.values()),
+                "damaged": [task.hex() for task in sorted(here.table.damaged)[:DAMAGED_SHOWN_MAX]],
             },
         )
 

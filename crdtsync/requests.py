@@ -94,8 +94,8 @@ class Requests:
             self.refuse(ticket, error)
 
     def _task(self, task: bytes) -> Task:
-        held = self._here.table.get(TaskId(task))
-        if held is None or self._here.table.view(held).submission is None:
+        held = self._here.task(TaskId(task))
+        if held is None:
             raise UnknownTaskError(f"no task {task.hex()} is known in {self._here.me}", task=task.hex())
         return held
 
@@ -149,8 +149,8 @@ class Requests:
                 task_id = TaskId(spec.id)
             else:
                 task_id = derived_id(b"minted", here.writer.encode(), here.token().to_bytes(8, "big"))
-            held = here.table.get(task_id)
-            if held is None or here.table.view(held).submission is None:
+            held = here.task(task_id)
+            if held is None:
                 self._write(spec, declared, task_id, generation)
                 answer({"id": task_id.hex(), "created": True})
                 return
@@ -210,8 +210,7 @@ class Requests:
         if len(parents) > settings.parents_max:
             raise InvalidRequestError(f"{len(parents)} tasks in `after`, the limit is {settings.parents_max}")
         for parent in parents:
-            held = self._here.table.get(TaskId(parent))
-            if held is None or self._here.table.view(held).submission is None:
+            if self._here.task(TaskId(parent)) is None:
                 raise DependencyError(
                     f"after names task {parent.hex()}, which {self._here.me} does not hold: "
                     "submit it first, here, or in the same call",

@@ -4,6 +4,10 @@ Commits are the truth; rows save folding them again. Changed rows are written in
 every row that was dirty at one moment is on disk, the heads of that moment are recorded as
 *folded*: a restart loads rows and folds only the commits beyond. Rows may be newer than that,
 which is harmless because facts join. The digest of what is on disk is kept beside them.
+
+A row that is damaged on disk is derived again, and all others with it, as long as nothing was
+dropped from the log: it is folded from its first commit on, whatever the disk says meanwhile, and
+what it says is written over (docs/decisions/0006).
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ ROWS_PER_BATCH: Final = 500  # a slice of lazily written rows: about 5 ms of wor
 ROWS_CROWDED: Final = 2_000  # more of them when ended tasks pile up in memory, as in a heal
 LOOKED_AT_MAX: Final = 5_000  # ended tasks looked at per batch
 FOLD_VERSION: Final = 1
+DERIVING: Final = b""  # instead of a fold: rows on disk are being derived again
 FOLD_BYTES_MAX: Final = 64 << 20
 MARKS_KEPT: Final = 64  # per writer and retention: how finely the log's age is known when it is dropped
 SPACING_MS_MIN: Final = 250  # of marks, however short the retention
@@ -79,7 +84,7 @@ class Rows:
             anew: Begin again even if a flush is under way.
         """
         here = self._here
-        if self._pending is not None and not anew:
+        if here.deriving or (self._pending is not None and not anew):
             return
         here.seal()
         heads = here.log.applied
@@ -208,6 +213,8 @@ class Rows:
     def drop_old(self) -> None:
         """Drop commits that every member has, that are folded and visited, and are past retention."""
         here = self._here
+        if here.table.damaged and not self.floor:
+            return  # the log is whole: what is damaged can be derived from it, at a next start
         stable, done = here.stability.stable(), self._settlement.done
         latest = here.now.wall_ms - here.settings.retention_ms
         for writer, marks in sorted(self._marks.items()):
@@ -218,6 +225,7 @@ class Rows:
             if old is None:
                 continue
             self.floor[writer] = Floor(old.number, old.hash, old.stamp)
+            here.log.dropped(writer, old.number)
             here.outbox.next.drop.append((here.domain, writer, old.number))
             here.outbox.next.meta[f"floor/{here.domain}"] = codec.encode(self._floor_state())
             here.commit_bytes -= old.bytes
@@ -266,6 +274,7 @@ class Rows:
             if number > self.floor.get(writer, Floor(0, b"", 0)).number:
                 self.floor[writer] = Floor(number, last_hash, stamp)
             self._settlement.skip(writer, number)
+            here.log.dropped(writer, number)
         here.outbox.next.meta[f"floor/{here.domain}"] = codec.encode(self._floor_state())
 
     def _log_shape(self) -> Any:
@@ -276,9 +285,19 @@ class Rows:
 
     # Restart -----------------------------------------------------------------------------------
 
-    def restore(self, meta: Mapping[str, bytes]) -> None:
-        """Take up where the last durable fold left off. Call once, before any row or commit."""
+    def restore(self, meta: Mapping[str, bytes], *, derive: bool = False) -> None:
+        """Take up where the last durable fold left off, or at the beginning. Call once, before any row or commit."""
         here = self._here
+        evidence: Any = ()
+        if f"evidence/{here.domain}" in meta:
+            evidence = codec.decode(meta[f"evidence/{here.domain}"], bytes_max=FOLD_BYTES_MAX)
+        if derive or meta.get(f"fold/{here.domain}") == DERIVING:
+            # Told by the first batch, before any row is written: a crash on the way begins again.
+            assert not meta.get(f"floor/{here.domain}"), "what was dropped cannot be derived"
+            here.deriving = True
+            here.outbox.next.meta[f"fold/{here.domain}"] = DERIVING
+            here.log.restore((1, here.domain, ()), evidence)
+            return
         if f"digest/{here.domain}" in meta:
             self.digest = Digest(meta[f"digest/{here.domain}"])
             here.table.digest = Digest(meta[f"digest/{here.domain}"])
@@ -286,9 +305,6 @@ class Rows:
             floor: Any = codec.decode(meta[f"floor/{here.domain}"], bytes_max=FOLD_BYTES_MAX)
             self.floor = {writer: Floor(*rest) for writer, *rest in floor[2]}
         packed = meta.get(f"fold/{here.domain}")
-        evidence: Any = ()
-        if f"evidence/{here.domain}" in meta:
-            evidence = codec.decode(meta[f"evidence/{here.domain}"], bytes_max=FOLD_BYTES_MAX)
         if packed is None:
             if evidence:
                 here.log.restore((1, here.domain, ()), evidence)

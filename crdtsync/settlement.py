@@ -85,7 +85,8 @@ class Settlement:
                 number = self.visited.get(writer, 0) + 1
                 tasks = self._recall(writer, number)
                 if tasks is None:
-                    self._read(writer, number)
+                    if not self._here.log.is_lost(writer, number):  # else it comes from a peer first
+                        self._read(writer, number)
                     break
                 self.visited[writer] = number
                 left -= 1 + len(tasks)

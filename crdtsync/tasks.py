@@ -66,6 +66,7 @@ class TaskTable:
         self._dirty: dict[TaskId, None] = {}
         self._touched: dict[TaskId, None] = {}
         self._absent: dict[TaskId, None] = {}  # asked for and not on disk, though the filter said maybe
+        self.damaged: set[TaskId] = set()  # on disk, unreadable: neither here nor absent
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -78,12 +79,16 @@ class TaskTable:
         return self._tasks.get(task)
 
     def missing(self, tasks: Iterable[TaskId]) -> set[TaskId]:
-        """Which of these may be on disk and are not in memory."""
-        return {t for t in tasks if t not in self._tasks and t not in self._absent and self.known.may_contain(t)}
+        """Which of these may be read from disk and are not in memory."""
+        return {
+            t
+            for t in tasks
+            if t not in self._tasks and t not in self._absent and t not in self.damaged and self.known.may_contain(t)
+        }
 
     def is_absent(self, task: TaskId) -> None:
         """The disk has no row for `task`, so nobody needs to ask again."""
-        if task not in self._tasks:
+        if task not in self._tasks and task not in self.damaged:
             self._absent[task] = None
             if len(self._absent) > ABSENT_MAX:
                 del self._absent[next(iter(self._absent))]

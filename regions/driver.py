@@ -18,7 +18,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 from crdtsync.clock import Now
@@ -38,13 +38,14 @@ from crdtsync.effects import (
     Send,
     Stop,
 )
-from crdtsync.errors import CorruptLogError, CrdtSyncError, OverloadedError, RemoteProtocolError, StorageError
+from crdtsync.errors import CrdtSyncError, OverloadedError, RemoteProtocolError, StorageError
 from crdtsync.identifiers import AttemptId, RegionId
 from crdtsync.replica import Replica
 from crdtsync.settings import Settings
 from regions.observability.logs import get_logger
+from regions.reading import read
 from regions.recovery import recover
-from regions.storage.store import CorruptRowError, Store
+from regions.storage.store import Store
 
 RELOAD_S_MIN: Final = 0.1  # after a failure: at once, then slower while the disk stays broken
 RELOAD_S_MAX: Final = 5.0
@@ -240,19 +241,8 @@ class Driver:
                 assert self._idle.is_set(), "one batch is under way at a time"
                 self._idle.clear()
                 self._spawn(self._persist(effect))
-            case Load(token, domain, tasks):
-                self._read(self.store.load_rows(domain, tasks), lambda r, rows, now: r.loaded(token, rows, now))
-            case ReadCommits(token, domain, writer, first, bytes_max):
-                self._read(
-                    self.store.read_commits(domain, writer, first, bytes_max),
-                    lambda r, blobs, now: r.commits_read(token, blobs, now),
-                )
-            case ReadRows(token, domain, after, limit):
-                self._read(
-                    self.store.read_rows(domain, after, limit), lambda r, rows, now: r.rows_read(token, rows, now)
-                )
-            case Query():
-                self._read(self.store.query(effect), lambda r, page, now: r.queried(effect.token, page, now))
+            case Load() | ReadCommits() | ReadRows() | Query():
+                self._spawn(self._answer(effect, self._generation))
             case Stop(worker, attempt, reason):
                 self._outlets.stop_attempt(worker, attempt, reason)
             case Disconnect(peer, reason):
@@ -292,27 +282,17 @@ class Driver:
         finally:
             self._compaction = None
 
-    def _read(self, reading: Awaitable[Any], then: Callable[[Replica, Any, Now], None]) -> None:
-        self._spawn(self._answer(reading, then, self._generation))
-
-    async def _answer(
-        self, reading: Awaitable[Any], then: Callable[[Replica, Any, Now], None], generation: int
-    ) -> None:
+    async def _answer(self, effect: Load | ReadCommits | ReadRows | Query, generation: int) -> None:
         try:
-            found = await reading
-        except CorruptRowError as error:
-            # Evidence for the operator; what is damaged is absent to the replica, which asks peers for commits.
-            self._log.error("damaged rows", rows=[str(row) for row in error.rows])
-            self.counters["storage.damaged"] += len(error.rows)
-            found = []
-        except CorruptLogError as error:
-            self._fail(error)
-            return
+            answer = await read(self.store, effect)
         except StorageError as error:
             self._fail(error)
             return
+        if answer.damaged:
+            self._log.error("damaged on disk", rows=[str(row) for row in answer.damaged])
+            self.counters["storage.damaged"] += len(answer.damaged)
         if generation == self._generation:
-            self._feed(lambda replica, now: then(replica, found, now))
+            self._feed(answer.give)
 
     def _spawn(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work)

@@ -6,27 +6,21 @@ restored disk has forgotten the last: so the number counts starts, and is at lea
 (decision 0007). Then the replica is built from the store's meta, the rows that can
 still move, and the commits beyond those that the rows are known to contain; folding one again is
 harmless, since facts join.
+
+A damaged task row that is met on the way is made again from the log, with all others, where the log
+is whole; else its task is named to the replica, which refuses it (docs/decisions/0006).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from crdtsync.clock import Now
-from crdtsync.identifiers import DEFAULT_DOMAIN, RegionId, TaskId, writer_id
+from crdtsync.identifiers import DEFAULT_DOMAIN, RegionId, TaskId, WriterId, incarnation_floor, writer_id
 from crdtsync.replica import Replica
 from crdtsync.settings import Settings
 from regions.config import Config
 from regions.storage.store import Store
-
-INCARNATION_EPOCH_S: Final = 1_735_689_600  # 2025-01-01
-INCARNATION_MAX: Final = 999_999_999  # nine digits in a writer's name
-
-
-def incarnation_floor(now: Now) -> int:
-    """The least number of a start at this time: above those that the disk has forgotten, unless the clock did too."""
-    return min(max(1, now.wall_ms // 1_000 - INCARNATION_EPOCH_S), INCARNATION_MAX)
 
 
 def settings_of(config: Config, *, restored: bool = False) -> Settings:
@@ -58,9 +52,32 @@ async def recover(settings: Settings, store: Store, entropy: bytes, clock: Calla
     Raises:
         StorageError: The disk fails; try again, with new entropy.
     """
-    incarnation = await store.next_incarnation(incarnation_floor(clock()))
-    writer = writer_id(settings.region, settings.node, incarnation, entropy)
-    replica = Replica(settings, writer, clock(), (await store.recover()).meta)
+    incarnation = await store.next_incarnation(incarnation_floor(clock().wall_ms))
+    return await rebuild(settings, writer_id(settings.region, settings.node, incarnation, entropy), store, clock)
+
+
+async def rebuild(settings: Settings, writer: WriterId, store: Store, clock: Callable[[], Now]) -> Replica:
+    """The replica of the incarnation `writer`, started. Raises StorageError."""
+    replica = await _restored(settings, writer, store, clock)
+    damaged = [TaskId(row.task) for row in store.corrupt_rows() if row.kind == "task"]
+    if damaged and not replica.deriving and replica.may_derive:
+        derived = await _restored(settings, writer, store, clock, derive=True)
+        if not any(row.kind == "commit" for row in store.corrupt_rows()):  # found just now: all were read
+            replica = derived
+    if not replica.deriving:
+        replica.restore_damaged(damaged)
+    for row in store.corrupt_rows():
+        facts = {"writer": row.writer, "number": row.number, "task": row.task.hex(), "name": row.name}
+        replica.corrupt(row.kind, **{key: value for key, value in facts.items() if value})
+    replica.start(clock())
+    return replica
+
+
+async def _restored(
+    settings: Settings, writer: WriterId, store: Store, clock: Callable[[], Now], *, derive: bool = False
+) -> Replica:
+    """A replica that has been given all that is on disk, and not been started."""
+    replica = Replica(settings, writer, clock(), (await store.recover()).meta, derive=derive)
     async for ids in store.known_ids(DEFAULT_DOMAIN):
         replica.restore_known(TaskId(id_) for id_ in ids)
     async for rows in store.live_rows(DEFAULT_DOMAIN):
@@ -68,8 +85,4 @@ async def recover(settings: Settings, store: Store, entropy: bytes, clock: Calla
     replica.restore_documents(await store.documents(DEFAULT_DOMAIN))
     async for blobs in store.commits_beyond(DEFAULT_DOMAIN, replica.folded_heads):
         replica.restore_commits(blobs)
-    for row in store.corrupt_rows():
-        facts = {"writer": row.writer, "number": row.number, "task": row.task.hex(), "name": row.name}
-        replica.corrupt(row.kind, **{key: value for key, value in facts.items() if value})
-    replica.start(clock())
     return replica

@@ -24,10 +24,13 @@ from msgspec import structs
 from crdtsync import commands as c
 from crdtsync import effects as e
 from crdtsync.clock import Now
-from crdtsync.identifiers import DEFAULT_DOMAIN, RegionId, parse_task_id, writer_id
+from crdtsync.errors import CorruptLogError, StorageError
+from crdtsync.identifiers import RegionId, parse_task_id, writer_id
 from crdtsync.protocol.codec import decode_value, encode_value
 from crdtsync.replica import Replica
 from crdtsync.settings import Settings
+from regions.reading import read
+from regions.recovery import rebuild
 from regions.storage.memory import MemoryStore
 
 EPOCH_MS = 1_750_000_000_000  # what the wall shows when the monotonic clocks show 0
@@ -44,15 +47,6 @@ def now_or_never(waiting: Coroutine[Any, Any, T]) -> T:
     except StopIteration as done:
         return done.value  # type: ignore[no-any-return]
     raise AssertionError("this coroutine waits for something real")
-
-
-def drained(stream: Any) -> list[Any]:
-    items = []
-    while True:
-        try:
-            items.append(now_or_never(anext(stream)))
-        except StopAsyncIteration:
-            return items
 
 
 @dataclass(frozen=True)
@@ -90,6 +84,7 @@ class Node:
         self.life = 0  # events of an earlier life are ignored
         self.answers: dict[Any, list[e.Reply]] = {}
         self.notices: list[e.Notify] = []
+        self.reloads: list[str] = []  # why the replica was discarded
         self.workers: dict[str, Worker] = {}
 
     @property
@@ -97,22 +92,18 @@ class Node:
         return Now(EPOCH_MS + self.cluster.time_ms + self.wall_offset_ms, self.cluster.time_ms)
 
     def start(self) -> None:
-        self.life += 1
         now_or_never(self.store.open())
+        self.build()
+
+    def build(self) -> None:
+        """A replica from what is on disk; after a failure from the store as it is, still open."""
+        self.life += 1
         incarnation = now_or_never(self.store.next_incarnation((self.cluster.time_ms + self.start_offset_ms) // 1_000))
         entropy = (self.cluster.entropy + incarnation * 1_000 + len(self.region)).to_bytes(8, "big")
         self.cluster.entropy += 1
         settings = replace(self.cluster.settings, region=self.region)
         writer = writer_id(self.region, "a", incarnation, entropy)
-        replica = self.replica = Replica(settings, writer, self.now, now_or_never(self.store.meta()))
-        for ids in drained(self.store.known_ids(DEFAULT_DOMAIN)):
-            replica.restore_known(ids)
-        for rows in drained(self.store.live_rows(DEFAULT_DOMAIN)):
-            replica.restore_rows(rows)
-        replica.restore_documents(now_or_never(self.store.documents(DEFAULT_DOMAIN)))
-        for blobs in drained(self.store.commits_beyond(DEFAULT_DOMAIN, replica.folded_heads)):
-            replica.restore_commits(blobs)
-        replica.start(self.now)
+        self.replica = now_or_never(rebuild(settings, writer, self.store, lambda: self.now))
         self.pump()
 
     def crash(self) -> None:
@@ -123,7 +114,12 @@ class Node:
 
     def feed(self, feed: Callable[[Replica], None]) -> None:
         if self.replica is not None:
-            feed(self.replica)
+            try:
+                feed(self.replica)
+            except CorruptLogError as error:  # as the driver does: see Replica, duty 5
+                self.reloads.append(str(error))
+                self.cluster.reload(self.region)
+                return
             self.pump()
 
     def pump(self) -> None:
@@ -160,18 +156,9 @@ class Node:
                     replica.persisted(effect.batch, self.now)
 
                 later(DISK_MS, written)
-            case e.Load(token, domain, tasks):
-                rows = now_or_never(self.store.load_rows(domain, tasks))
-                later(1, lambda r: r.loaded(token, rows, self.now))
-            case e.ReadCommits(token, domain, writer, first, bytes_max):
-                blobs = now_or_never(self.store.read_commits(domain, writer, first, bytes_max))
-                later(1, lambda r: r.commits_read(token, blobs, self.now))
-            case e.ReadRows(token, domain, after, limit):
-                found = now_or_never(self.store.read_rows(domain, after, limit))
-                later(1, lambda r: r.rows_read(token, found, self.now))
-            case e.Query():
-                answer = now_or_never(self.store.query(effect))
-                later(1, lambda r: r.queried(effect.token, answer, self.now))
+            case e.Load() | e.ReadCommits() | e.ReadRows() | e.Query():
+                answer = now_or_never(read(self.store, effect))
+                later(1, lambda r: answer.give(r, self.now))
             case e.Send(peer, message):
                 cluster.send(self.region, peer, message)
             case e.Disconnect(peer, _):
@@ -191,8 +178,11 @@ class Node:
     def ask(self, command: Any) -> Any:
         """Submit a command and play until its answer is there."""
         ticket = self.cluster.ticket()
+        life = self.life
         self.feed(lambda replica: replica.submit(command, self.now, ticket))
         for _ in range(100_000):
+            if self.life != life and ticket not in self.answers:
+                raise AskError(StorageError("the node reloads its state: ask again").record())
             if ticket in self.answers:
                 reply = self.answers.pop(ticket)[0]
                 if reply.error is not None:
@@ -423,6 +413,17 @@ class Cluster:
             if other != region:
                 self.unlink(region, other)
         self.nodes[RegionId(region)].crash()
+
+    def reload(self, region: str) -> None:
+        """The replica is discarded, and built again from disk."""
+        node = self.nodes[RegionId(region)]
+        node.replica = None
+        for other in list(self.nodes):
+            if other != region:
+                self.unlink(region, other)
+        node.build()
+        for worker in node.workers.values():
+            worker.hello()
 
     def restart(self, region: str) -> None:
         node = self.nodes[RegionId(region)]

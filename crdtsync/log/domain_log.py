@@ -47,6 +47,7 @@ from crdtsync.log.verdicts import (
 )
 
 STATE_VERSION: Final = 1
+LOST_MAX: Final = 10_000  # damaged commits remembered; a disk that has more is to be replaced, not mended
 DEFAULT_LIMITS: Final = LogLimits()
 
 _DUPLICATE: Final = Received(Verdict.DUPLICATE)
@@ -105,6 +106,7 @@ class DomainLog:
         self._held: list[tuple[int, WriterId]] = []  # heap: own time at which a held-back stream is looked at again
         self._blocked: dict[WriterId, Waiting] = {}
         self._absent: dict[WriterId, None] = {}  # streams whose next commit is on disk alone
+        self._lost: dict[tuple[WriterId, int], None] = {}  # applied, and damaged on disk
         self._gaps = GapBuffer(limits.gap_commits_max, limits.gap_bytes_max)
         self._waiting_bytes = 0
         self._alarms: list[Alarm] = []
@@ -193,7 +195,7 @@ class DomainLog:
             blob: The commit as it travels.
             wall_ms: Own time (`HybridClock.own_time_ms`), for the alarm about stamps far ahead.
         """
-        if commit_hash(blob) in self._known:
+        if commit_hash(blob) in self._known and not self._lost:
             return _DUPLICATE
         try:
             commit = decode_commit(blob)
@@ -220,6 +222,8 @@ class DomainLog:
         if commit.number <= have:
             known = stream.hashes.get(commit.number)
             if known is None or known == commit.hash:
+                if self.is_lost(commit.writer, commit.number):
+                    return Received(Verdict.MENDED, (commit,))
                 return _DUPLICATE
             return self._quarantine(stream, commit, Distrust.EQUIVOCATION)
         if commit.writer == self.writer:  # only we write under this name: somebody runs a copy of us
@@ -417,6 +421,39 @@ class DomainLog:
                 break
             taken += 1
         return taken
+
+    # Damage
+
+    def lose(self, writer: WriterId, number: int) -> None:
+        """An applied commit is damaged on disk. What it says is folded; that it can be read again takes a peer.
+
+        So peers are told that it is lacking (`announced`), and `receive` says MENDED when one sends it.
+        """
+        assert self.is_applied(writer, number), "what is not applied is not to be had: the replica is built anew"
+        if len(self._lost) < LOST_MAX:
+            self._lost[writer, number] = None
+
+    def is_lost(self, writer: WriterId, number: int) -> bool:
+        return (writer, number) in self._lost
+
+    def mended(self, writer: WriterId, number: int) -> None:
+        """It is on disk again, or nobody needs it any more."""
+        self._lost.pop((writer, number), None)
+
+    def dropped(self, writer: WriterId, upto: int) -> None:
+        """The commits up to this number left the log: none of them is missed."""
+        for name, number in [at for at in self._lost if at[0] == writer and at[1] <= upto]:
+            del self._lost[name, number]
+
+    @property
+    def announced(self) -> Heads:
+        """What peers are told that we have: `have`, but per writer only up to the first commit that is lost."""
+        if not self._lost:
+            return self.have
+        heads = dict(self._have.items())
+        for writer, number in self._lost:
+            heads[writer] = min(heads[writer], number - 1)
+        return Heads(heads)
 
     def mark_durable(self, have: Heads, applied: Heads) -> None:
         """A batch is on disk: `have` and `applied` as they were when it was taken.

@@ -17,6 +17,8 @@ class Verdict(StrEnum):
     NEW = "new"
     #: It is *have* already.
     DUPLICATE = "duplicate"
+    #: It is *have* already, and takes the place of one that was damaged on disk (`DomainLog.lose`).
+    MENDED = "mended"
     #: Its predecessor is missing; it is kept until that arrives.
     BUFFERED = "buffered"
     #: It proves that its writer cannot be believed. Nothing of that writer is accepted from now on.

@@ -7,7 +7,7 @@ restarts a node on its data.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 
 from crdtsync.effects import CommitRow, Cursor, DocumentRow, Page, Persist, Query, TaskRow
 from crdtsync.errors import CorruptLogError, StorageError, StoreLockedError
@@ -17,6 +17,8 @@ from regions.storage.store import (
     BATCH_ROWS_MAX,
     IDS_MAX,
     CorruptRow,
+    CorruptRowError,
+    CorruptRows,
     Recovered,
     StoreStats,
     WriterMarks,
@@ -36,6 +38,12 @@ class MemoryStore:
         self._documents: dict[tuple[Domain, bytes, str], DocumentRow] = {}
         self._meta: dict[str, bytes] = {}
         self._failing: str | None = None
+        self._damaged = CorruptRows()  # for good, until stored again
+        self._corrupt = CorruptRows()  # as far as reads have met it
+
+    def damage(self, row: CorruptRow) -> None:
+        """Make a stored commit or task row unreadable, as a bad disk does, until it is stored again."""
+        self._damaged.add(row)
 
     def fail_appends(self, reason: str | None) -> None:
         """Refuse every append with a StorageError, as a full disk does, until called with None."""
@@ -45,6 +53,7 @@ class MemoryStore:
         if self._open:
             raise StoreLockedError("this store is open already", pid=0)
         self._open = True
+        self._corrupt = CorruptRows()
 
     async def close(self) -> None:
         self._open = False
@@ -59,6 +68,8 @@ class MemoryStore:
         if self._failing is not None:
             raise StorageError(self._failing)
         fresh = self._fresh(batch.commits)  # the one step that may refuse, before anything is changed
+        self._damaged.repaired_by(batch)
+        self._corrupt.repaired_by(batch)
         for commit in fresh:
             self._commits[commit.domain, commit.writer, commit.number] = commit
             self._raise(commit.domain, commit.writer, WriterMarks(commit.number, 0))
@@ -89,12 +100,19 @@ class MemoryStore:
 
     async def load_rows(self, domain: Domain, tasks: Sequence[bytes]) -> list[TaskRow]:
         self._check_open()
-        found = (self._rows.get((domain, TaskId(task))) for task in tasks)
-        return [row for row in found if row is not None]
+        found = [row for task in tasks if (row := self._rows.get((domain, TaskId(task)))) is not None]
+        sound = [row for row in found if self._task_is_sound(row)]
+        if len(sound) < len(found):
+            raise CorruptRowError([_of_task(row) for row in found if row not in sound], sound)
+        return sound
 
     async def read_rows(self, domain: Domain, after: bytes, limit: int) -> list[TaskRow]:
         self._check_open()
-        return [row for row in self._sorted_rows(domain) if row.task > after][:limit]
+        rows = [row for row in self._sorted_rows(domain) if row.task > after][:limit]
+        sound = list(takewhile(self._task_is_sound, rows))
+        if rows and not sound:
+            raise CorruptRowError([_of_task(rows[0])])
+        return sound
 
     async def read_commits(self, domain: Domain, writer: WriterId, first: int, bytes_max: int) -> list[bytes]:
         self._check_open()
@@ -104,6 +122,10 @@ class MemoryStore:
         while number > floor and (row := self._commits.get((domain, writer, number))) is not None:
             bytes_max -= len(row.blob)
             if blobs and bytes_max < 0:
+                break
+            if not self._commit_is_sound(row):
+                if not blobs:
+                    raise CorruptRowError([_of_commit(row)])
                 break
             blobs.append(row.blob)
             number += 1
@@ -127,9 +149,9 @@ class MemoryStore:
         for row in rows:
             size += len(row.facts)
             if page and (len(page) == query.limit or 0 < query.bytes_max < size):
-                return Page(tuple(page), _place(page[-1]))
+                return self._page(page, _place(page[-1]))
             page.append(row)
-        return Page(tuple(page))
+        return self._page(page, None)
 
     async def documents(self, domain: Domain) -> list[DocumentRow]:
         self._check_open()
@@ -137,7 +159,7 @@ class MemoryStore:
 
     async def live_rows(self, domain: Domain) -> AsyncIterator[list[TaskRow]]:
         self._check_open()
-        rows = iter([row for row in self._sorted_rows(domain) if row.live])
+        rows = iter([row for row in self._sorted_rows(domain) if row.live and self._task_is_sound(row)])
         while batch := list(islice(rows, BATCH_ROWS_MAX)):
             yield batch
 
@@ -147,7 +169,7 @@ class MemoryStore:
         size = 0
         for row in list(self._commits.values()):
             beyond = max(heads.get(row.writer, 0), self._marks[row.domain, row.writer].floor)
-            if row.domain != domain or row.number <= beyond:
+            if row.domain != domain or row.number <= beyond or not self._commit_is_sound(row):
                 continue
             batch.append(row.blob)
             size += len(row.blob)
@@ -164,7 +186,7 @@ class MemoryStore:
             yield batch
 
     def corrupt_rows(self) -> tuple[CorruptRow, ...]:
-        return ()
+        return self._corrupt.listed()
 
     async def compact(self) -> int:
         self._check_open()
@@ -189,12 +211,28 @@ class MemoryStore:
             documents=len(self._documents),
             disk_bytes=size,
             free_bytes=0,
-            corrupt=0,
+            corrupt=len(self._corrupt.listed()),
         )
 
     def _check_open(self) -> None:
         if not self._open:
             raise StorageError("the store is closed")
+
+    def _task_is_sound(self, row: TaskRow) -> bool:
+        return self._is_sound(_of_task(row))
+
+    def _commit_is_sound(self, row: CommitRow) -> bool:
+        return self._is_sound(_of_commit(row))
+
+    def _is_sound(self, row: CorruptRow) -> bool:
+        if row not in self._damaged:
+            return True
+        self._corrupt.add(row)
+        return False
+
+    def _page(self, rows: Sequence[TaskRow], after: Cursor | None) -> Page:
+        sound = tuple(row for row in rows if self._task_is_sound(row))
+        return Page(sound, after, tuple(row.task for row in rows if row not in sound))
 
     def _fresh(self, commits: Sequence[CommitRow]) -> list[CommitRow]:
         """The commits that are not there yet. Raises CorruptLogError when a number is taken."""
@@ -228,6 +266,14 @@ class MemoryStore:
 
     def _commit_bytes(self) -> int:
         return sum(len(row.blob) for row in self._commits.values())
+
+
+def _of_task(row: TaskRow) -> CorruptRow:
+    return CorruptRow("task", row.domain, task=row.task)
+
+
+def _of_commit(row: CommitRow) -> CorruptRow:
+    return CorruptRow("commit", row.domain, row.writer, row.number)
 
 
 def _place(row: TaskRow) -> Cursor:

@@ -66,7 +66,7 @@ class Reader:
                 else:
                     rows.append(row)
         if damaged:
-            raise CorruptRowError(damaged)
+            raise CorruptRowError(damaged, rows)
         return rows
 
     def read_rows(self, connection: sqlite3.Connection, domain: Domain, after: bytes, limit: int) -> list[TaskRow]:
@@ -180,7 +180,12 @@ class Reader:
                 after = None
         finally:
             connection.execute(statements.COMMIT)
-        return Page(tuple(self._sound(query.domain, records)), after)
+        rows = [self._row(query.domain, record) for record in records]
+        return Page(
+            tuple(row for row in rows if not isinstance(row, CorruptRow)),
+            after,
+            tuple(TaskId(row.task) for row in rows if isinstance(row, CorruptRow)),
+        )
 
     def check(self, connection: sqlite3.Connection) -> list[str]:
         return [line for (line,) in connection.execute("PRAGMA integrity_check") if line != "ok"]

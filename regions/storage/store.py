@@ -39,10 +39,12 @@ class CorruptRowError(CorruptLogError):
     """A row that was asked for by name fails its checksum. Everything else can still be read.
 
     `rows` names what is damaged. Store the same commit, row or document again to repair it.
+    `sound` are the task rows of the same read that are whole.
     """
 
-    def __init__(self, rows: Sequence[CorruptRow]) -> None:
+    def __init__(self, rows: Sequence[CorruptRow], sound: Sequence[TaskRow] = ()) -> None:
         self.rows = tuple(rows)
+        self.sound = tuple(sound)
         names = ", ".join(_describe(row) for row in self.rows[:3])
         more = f" and {len(self.rows) - 3} more" if len(self.rows) > 3 else ""
         super().__init__(f"damaged on disk: {names}{more}; fetch it again from a peer", damaged=len(self.rows))
@@ -126,7 +128,7 @@ class Store(Protocol):
         """The rows of `tasks`, in the order asked for; absent ones are missing.
 
         Raises:
-            CorruptRowError: One of them is there, and damaged.
+            CorruptRowError: Some are there, and damaged. It holds the others.
         """
 
     async def read_rows(self, domain: Domain, after: bytes, limit: int) -> list[TaskRow]:
@@ -147,7 +149,7 @@ class Store(Protocol):
     async def query(self, query: Query) -> Page:
         """A page of the rows that match all filters, newest first (`created_ms`, then id), and
         where the next one begins. From an index, however far into the listing the page is: under
-        100 ms among a million rows. Damaged rows are left out, and listed by `corrupt_rows`.
+        100 ms among a million rows. Damaged rows are left out, and named beside them.
 
         Raises:
             ValueError: An unknown filter or kind of query.
@@ -203,6 +205,9 @@ class CorruptRows:
             self._rows.pop(CorruptRow("document", document.domain, task=document.task, name=document.name), None)
         for name, _ in batch.meta:
             self._rows.pop(CorruptRow("meta", Domain(""), name=name), None)
+
+    def __contains__(self, row: CorruptRow) -> bool:
+        return row in self._rows
 
     def listed(self) -> tuple[CorruptRow, ...]:
         return tuple(self._rows)

@@ -437,3 +437,11 @@ def test_a_draining_region_starts_nothing_more() -> None:
     cluster.nodes["eu"].ask(c.Drain(off=True))
     cluster.run_for(1_000)
     assert cluster.state("eu", task) == "succeeded"
+
+
+def test_a_command_that_nobody_handles_is_answered_with_an_error() -> None:
+    cluster = Cluster("eu")
+    with pytest.raises(AskError) as refused:
+        cluster.nodes["eu"].ask(c.LogHeads())
+    assert refused.value.code == "not_implemented"
+    assert cluster.submit("eu"), "and costs nobody else anything"
