@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from crdtsync import lifecycle, undoing
-from crdtsync.events import CancelRequested, Expired, Options, Submitted
+from crdtsync.events import CancelRequested, Expired, Options, Submitted, TermOpened
 from crdtsync.identifiers import TaskId
 from crdtsync.protocol.codec import decode_value, encode_value
 from crdtsync.region import RegionState
@@ -130,6 +130,9 @@ class Duties:
         if lifecycle.must_answer_cancel(view, here.me):
             here.write(CancelRequested(task.id, lifecycle.outcome_known(view), "asked for elsewhere"))
             return
+        if view.returning is not None:
+            self._take_back(task, view)
+            return
         if view.offer is not None and self._can_serve(view):
             self._handover.withdraw(task, view)
             return
@@ -143,6 +146,9 @@ class Duties:
             return
         needs = self._dependencies.needs(task)
         if needs is not None and needs.doomed is not None:
+            if view.offer is not None:
+                self._handover.withdraw(task, view)  # whoever owns it in the end says that it cannot run
+                return
             here.write(CancelRequested(task.id, lifecycle.outcome_known(view), f"parent {needs.doomed.hex()} failed"))
             return
         if needs is not None and (needs.loading or needs.unmet):
@@ -158,6 +164,20 @@ class Duties:
             return
         lane = self._dispatcher.lane_of(view)
         self._ready.add(task.id, lane, order_key(submission, view.priority, submitted.deadline_ms))
+
+    def _take_back(self, task: Task, view: TaskView) -> None:
+        """Own again, by a new term, what was offered under `wait` and withdrawn.
+
+        Only once the region that it was offered to is known to have seen the withdrawal: until then
+        its acceptance may be under way, and both would own the task (decision 0004).
+        """
+        returning, here = view.returning, self._here
+        assert returning is not None
+        missing = here.stability.missing(returning.withdrawal.writer, returning.withdrawal.number)
+        if lifecycle.may_resume(view, here.me) and returning.region not in missing:
+            here.write(TermOpened(task.id, view.term + 1, returning.offer))
+        else:
+            here.timers.at_mono(here.now.mono_ms + OFFER_RETRY_MS, ("ready", task.id))
 
     def _can_serve(self, view: TaskView) -> bool:
         return not self._handover.draining and self._workers.serves(self._dispatcher.lane_of(view))

@@ -69,8 +69,10 @@ class Records:
         }
 
     def conflicts(self, task: Task) -> list[dict[str, Any]]:
-        states = self._states(self.compensations_of(task))
-        return [views.conflict_record(conflict, states) for conflict in self._view(task).conflicts]
+        view = self._view(task)
+        undos = undoing.undo(task.facts, view, settled=True, decided=True)
+        states = self._states([undo.id for undo in undos])
+        return [views.conflict_record(conflict, states, undos) for conflict in view.conflicts]
 
     def explain(self, task: Task) -> dict[str, Any]:
         view = self._view(task)

@@ -558,7 +558,7 @@ class Replica:
                 except CrdtSyncError as error:
                     self._here.alarm("snapshot.row_refused", task=row.task.hex(), reason=str(error))
                     continue
-                if row.settled and not task.settled:
+                if row.settled and not task.settled and str(self._here.table.view(task).state) == row.state:
                     task.settled = True
                     self._here.table.mark_dirty(task)
                 self._here.table.touch(task)

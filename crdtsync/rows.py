@@ -24,6 +24,7 @@ from crdtsync.log.commit import Commit
 from crdtsync.log.digest import Digest
 from crdtsync.log.heads import Heads
 from crdtsync.log.shapes import check_events
+from crdtsync.log.stability import Ack
 from crdtsync.protocol import codec
 from crdtsync.region import RegionState
 from crdtsync.settlement import Settlement
@@ -98,6 +99,7 @@ class Rows:
             tuple(sorted(self._settlement.done.items())),
             self._declared(),
             tuple((w, o.predecessor, o.number, o.features) for w, o in sorted(here.writers.items())),
+            tuple(heard.ack.to_wire() for _, heard in sorted(here.stability.latest().items())),
         )
 
     @staticmethod
@@ -310,7 +312,7 @@ class Rows:
                 here.log.restore((1, here.domain, ()), evidence)
             return
         fold: Any = codec.decode(packed, bytes_max=FOLD_BYTES_MAX)
-        _, state, visited, declared, writers, shape = fold
+        _, state, visited, declared, writers, acks, shape = fold
         here.log.restore(state, evidence)
         self.folded = here.log.applied
         self._settlement.restore(dict(visited))
@@ -319,6 +321,8 @@ class Rows:
         for writer, predecessor, number, features in writers:
             if node_of(writer) == node_of(here.writer):
                 here.writers[writer] = WriterOpened(predecessor, number, features)
+        for ack in acks:  # of members that may ask us one day what they last acknowledged; how old they are is lost
+            here.stability.offer(Ack.from_wire(ack), 0)
         for writer, size, marks in shape:
             self._sizes[writer] = size
             self._marks[writer] = deque(Mark(*mark) for mark in marks)

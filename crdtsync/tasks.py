@@ -106,6 +106,8 @@ class TaskTable:
 
     def _changed(self, task: Task) -> None:
         task.view = None
+        if task.settled and task.state is TaskState.DEAD:
+            task.settled = False  # a requeue moves on from a settled death; nothing else that settled ever changes
         self._touched[task.id] = None
         self.mark_dirty(task)
 

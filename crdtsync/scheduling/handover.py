@@ -118,7 +118,9 @@ class Handover:
         taker = next_taker(task.id, here.me, here.settings.members, filter(self._reachable, willing))
         if taker is None:
             return False
-        if view.offer is None or view.offer.region != taker:
+        if view.offer is not None and view.offer.region == taker:
+            return True
+        if lifecycle.allowed(view, lifecycle.Action.OFFER, here.me):
             here.write(Offered(task.id, view.term, taker, reason))
         return True
 

@@ -462,3 +462,45 @@ def test_a_restart_in_the_middle_of_unfolded_commits_rings_no_alarm() -> None:
     cluster.run_for(5_000)
     assert cluster.converge()
     assert not cluster.alarms()
+
+
+def test_a_requeue_of_a_settled_death_is_tentative_again() -> None:
+    tasks = {"bad": lambda a: Outcome("failed", effects={f"e{a.number}": 1}), "undo": succeed}
+    cluster = Cluster(*REGIONS, tasks=tasks, declare={"bad": {"attempts": 1, "compensate": "undo"}})
+    task = cluster.submit("eu", "bad")
+    cluster.run_for(4_000)
+    assert settled_everywhere(cluster, task)
+    cluster.isolate("eu")
+    cluster.nodes[RegionId("eu")].ask(c.Requeue(task))
+    cluster.run_for(2_000)
+    record = cluster.show("eu", task)
+    assert (record["state"], record["settled"]) == ("dead", False)
+    cluster.heal()
+    cluster.run_for(5_000)
+    assert settled_everywhere(cluster, task)
+
+
+def test_a_wait_task_whose_offer_was_withdrawn_runs_again_at_home() -> None:
+    """The giver owns again only by a new term, once the receiver is known to have seen the withdrawal."""
+    cluster = Cluster(*REGIONS, workers=False, declare={"noop": {"unserved_after_ms": 1_000}})
+    worker = cluster.worker("us")
+    cluster.run_for(500)
+    worker.kill()  # us declared the task, and has nobody to run it now
+    task = cluster.submit("eu", partition="wait")
+    cluster.run_for(3_000)
+    assert cluster.show("eu", task)["state"] == "waiting"
+    cluster.worker("eu")
+    cluster.run_for(15_000)
+    record = cluster.show("eu", task)
+    assert (record["state"], record["attempts"][0]["region"]) == ("succeeded", "eu")
+
+
+def test_what_members_acknowledged_is_known_after_a_restart() -> None:
+    cluster = Cluster(*REGIONS)
+    cluster.submit("us")
+    cluster.run_for(5_000)
+    cluster.isolate("eu")
+    cluster.restart("eu")
+    replica = cluster.nodes[RegionId("eu")].replica
+    assert replica is not None
+    assert set(replica._here.stability.latest()) >= {"us", "ap"}  # noqa: SLF001
