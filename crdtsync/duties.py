@@ -124,7 +124,8 @@ class Duties:
     def _own(self, task: Task, view: TaskView) -> None:
         """Bring a task of ours that has not ended nearer to its next attempt."""
         here, submitted, submission = self._here, view.submitted, view.submission
-        assert submitted is not None and submission is not None
+        assert submitted is not None
+        assert submission is not None
         if submitted.deadline_ms:
             here.timers.at_wall(submitted.deadline_ms, ("deadline", task.id))
         if lifecycle.must_answer_cancel(view, here.me):

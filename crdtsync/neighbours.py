@@ -35,7 +35,6 @@ from crdtsync.log.stability import Ack
 from crdtsync.protocol import codec
 from crdtsync.region import RegionState
 
-
 CATCH_UP_MS: Final = 10_000  # after a heal, how long older work waits at most for the peer's side of the story
 
 
@@ -87,7 +86,7 @@ class Neighbours:
 
     # What gossip asks (GossipHost) ---------------------------------------------------------------
 
-    def digest(self, domain: Domain) -> tuple[Heads, bytes]:
+    def digest(self, domain: Domain) -> tuple[Heads, bytes]:  # noqa: ARG002 - there is one so far
         """Heads that are applied and durable, and the digest of the state there; b"" while it may not be told."""
         heads, digest = self._durable
         if self._here.table.damaged:
@@ -98,10 +97,10 @@ class Neighbours:
             self._until = None
         return heads, digest
 
-    def floor(self, domain: Domain) -> Heads:
+    def floor(self, domain: Domain) -> Heads:  # noqa: ARG002 - there is one so far
         return self._keeper.floor()
 
-    def snapshot_state(self, domain: Domain) -> bytes:
+    def snapshot_state(self, domain: Domain) -> bytes:  # noqa: ARG002 - there is one so far
         return self._keeper.snapshot_state()
 
     def next_token(self) -> int:
@@ -200,10 +199,9 @@ class Neighbours:
         if not self._catching:
             return 0
         here, since_ms = self._here, 0
-        for peer, (opened_ms, until_ms, goal) in list(self._catching.items()):
-            if goal is None:
-                goal = self.gossip.peer_have(peer, here.domain)
-                self._catching[peer] = (opened_ms, until_ms, goal)
+        for peer, (opened_ms, until_ms, known) in list(self._catching.items()):
+            goal = known if known is not None else self.gossip.peer_have(peer, here.domain)
+            self._catching[peer] = (opened_ms, until_ms, goal)
             if here.now.mono_ms >= until_ms or (goal is not None and here.log.applied.covers(goal)):
                 del self._catching[peer]
             else:

@@ -90,7 +90,8 @@ class Outbox:
     def persisted(self, number: int) -> None:
         """The batch under way is durable: release what waited for it, in order."""
         batch = self._under_way
-        assert batch is not None and batch.number == number, f"batch {number} is not under way"
+        assert batch is not None, f"no batch is under way, least of all {number}"
+        assert batch.number == number, f"batch {batch.number} is under way, not {number}"
         self._under_way = None
         self._free.extend(batch.held)
         for callback in batch.after:

@@ -90,7 +90,7 @@ class Records:
             view,
             settled=task.settled,
             waiting_for=self.waiting_for(task),
-            missing=self._missing(task, view),
+            missing=self._missing(task),
         )
         # A settled task has no local side: its explanation is the same everywhere, to the letter.
         local = "" if task.settled and task.ended else local
@@ -98,7 +98,7 @@ class Records:
 
     # What only this replica knows ---------------------------------------------------------------
 
-    def _missing(self, task: Task, view: TaskView) -> list[str]:
+    def _missing(self, task: Task) -> list[str]:
         """Members whose acknowledgement stands between an ended task and its settlement."""
         if task.settled or not task.ended:
             return []

@@ -639,7 +639,7 @@ class Replica:
             },
         )
 
-    def _status(self, command: c.Status, ticket: Any) -> None:
+    def _status(self, _command: c.Status, ticket: Any) -> None:
         here = self._here
         self._requests.reply(
             ticket,
@@ -672,10 +672,10 @@ class Replica:
             },
         )
 
-    def _regions(self, command: c.ListRegions, ticket: Any) -> None:
+    def _regions(self, _command: c.ListRegions, ticket: Any) -> None:
         self._requests.reply(ticket, self._neighbours.regions())
 
-    def _links(self, command: c.ListLinks, ticket: Any) -> None:
+    def _links(self, _command: c.ListLinks, ticket: Any) -> None:
         self._requests.reply(ticket, self._neighbours.links())
 
     def _cut(self, command: c.CutLinks, ticket: Any) -> None:
@@ -713,7 +713,7 @@ class Replica:
         c.SaveCheckpoint: lambda self, command, ticket: self._worker_requests.save_checkpoint(command, ticket),
         c.Complete: lambda self, command, ticket: self._worker_requests.complete(command, ticket),
         c.WorkerDraining: lambda self, command, ticket: self._worker_requests.draining(command, ticket),
-        c.WorkerGone: lambda self, command, ticket: self._worker_requests.gone(command),
+        c.WorkerGone: lambda self, command, _ticket: self._worker_requests.gone(command),
     }
 
     # Helpers -----------------------------------------------------------------------------------

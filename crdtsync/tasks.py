@@ -204,7 +204,8 @@ class TaskTable:
 
     def evict(self, task: Task) -> None:
         """Forget a clean task; its row on disk has everything."""
-        assert not task.dirty and not task.pins
+        assert not task.dirty, task.id.hex()
+        assert not task.pins, task.id.hex()
         self._tasks.pop(task.id, None)
         self._touched.pop(task.id, None)
 

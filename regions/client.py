@@ -392,7 +392,7 @@ class Handle:
 
     __slots__ = ("_client", "created", "id")
 
-    def __init__(self, client: Client, id: str, *, created: bool) -> None:  # noqa: A002
+    def __init__(self, client: Client, id: str, *, created: bool) -> None:
         self._client = client
         self.id = id
         #: False if the node held a task with this id or key already. After a lost connection that may be this very

@@ -146,7 +146,7 @@ class Connection:
 
     __slots__ = ("accepter", "dialler", "id", "up")
 
-    def __init__(self, id: str, dialler: End, accepter: End) -> None:  # noqa: A002
+    def __init__(self, id: str, dialler: End, accepter: End) -> None:
         self.id = id
         self.dialler = dialler
         self.accepter = accepter

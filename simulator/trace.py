@@ -160,7 +160,7 @@ class Trace:
         self,
         kind: str,
         node: str,
-        id: str,  # noqa: A002
+        id: str,
         data: tuple[Any, ...] = (),
         causes: tuple[int, ...] = (),
         *,

@@ -109,7 +109,7 @@ class Attempt:
 class Worker:
     """One process that runs handlers of `app` for one node."""
 
-    def __init__(self, world: World, node: Node, name: str, app: App, credits: int) -> None:  # noqa: A002
+    def __init__(self, world: World, node: Node, name: str, app: App, credits: int) -> None:
         self.name = name
         self.node = node
         self.app = app

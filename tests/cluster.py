@@ -17,6 +17,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any, TypeVar
 
 from msgspec import structs
@@ -362,18 +363,21 @@ class Cluster:
     def _dial(self) -> None:
         """Level-triggered: link whoever may be linked, every now and then."""
         names = sorted(self.nodes)
-        for i, a in enumerate(names):
-            for b in names[i + 1 :]:
-                pair = frozenset((a, b))
-                one, other = self.nodes[a].replica, self.nodes[b].replica
-                if pair in self._links or pair in self._cut or one is None or other is None:
-                    continue
-                if one.allowed(b) and other.allowed(a):
-                    self._generation += 1
-                    self._links[pair] = self._generation
-                    self.nodes[a].feed(lambda r, b=b: r.connected(b, self.nodes[a].now))  # type: ignore[misc]
-                    self.nodes[b].feed(lambda r, a=a: r.connected(a, self.nodes[b].now))  # type: ignore[misc]
+        for a, b in combinations(names, 2):
+            pair = frozenset((a, b))
+            one, other = self.nodes[a].replica, self.nodes[b].replica
+            if pair in self._links or pair in self._cut or one is None or other is None:
+                continue
+            if one.allowed(b) and other.allowed(a):
+                self._generation += 1
+                self._links[pair] = self._generation
+                self._open(a, b)
+                self._open(b, a)
         self.at(self.time_ms + 200, self._dial)
+
+    def _open(self, region: RegionId, peer: RegionId) -> None:
+        node = self.nodes[region]
+        node.feed(lambda replica: replica.connected(peer, node.now))
 
     def send(self, source: str, target: str, message: bytes) -> None:
         pair = frozenset((source, target))

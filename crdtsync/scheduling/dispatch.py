@@ -97,7 +97,8 @@ class Dispatcher:
     def _claim(self, task: Task, view: TaskView, worker: Worker) -> Assignment:
         here = self._here
         submitted, submission = view.submitted, view.submission
-        assert submitted is not None and submission is not None
+        assert submitted is not None
+        assert submission is not None
         needs = self._dependencies.needs(task)
         inputs = tuple(sorted(needs.used.items())) if needs is not None else ()
         continued = continuation(view, inputs)

@@ -31,7 +31,7 @@ def list_(*, limit: int, node: str, output: str) -> None:
 @conflict.command()
 @click.argument("id")
 @node_options
-def show(*, id: str, node: str, output: str) -> None:  # noqa: A002
+def show(*, id: str, node: str, output: str) -> None:
     """Show one conflict with both sides and what its rule decided by."""
     from regions.cli.session import ask
 

@@ -154,7 +154,7 @@ def list_(
 @task.command()
 @click.argument("id", type=TASK_ID)
 @node_options
-def show(*, id: bytes, node: str, output: str) -> None:  # noqa: A002
+def show(*, id: bytes, node: str, output: str) -> None:
     """Show one task: its state, attempts, result, conflicts, and what it waits for."""
     from regions.cli.session import ask
 
@@ -164,7 +164,7 @@ def show(*, id: bytes, node: str, output: str) -> None:  # noqa: A002
 @task.command()
 @click.argument("id", type=TASK_ID)
 @node_options
-def history(*, id: bytes, node: str, output: str) -> None:  # noqa: A002
+def history(*, id: bytes, node: str, output: str) -> None:
     """Show what happened to one task, event by event, in the order of their stamps."""
     from regions.cli.session import ask
 
@@ -176,7 +176,7 @@ def history(*, id: bytes, node: str, output: str) -> None:  # noqa: A002
 @task.command()
 @click.argument("id", type=TASK_ID)
 @node_options
-def explain(*, id: bytes, node: str, output: str) -> None:  # noqa: A002
+def explain(*, id: bytes, node: str, output: str) -> None:
     """Say why the task is where it is: why here, why waiting, why twice, who won by which rule.
 
     The first part is the same text on every region that holds the same commits; what only this
@@ -204,7 +204,7 @@ def explain(*, id: bytes, node: str, output: str) -> None:  # noqa: A002
 @click.option("--timeout", type=SECONDS, metavar="S", help="Give up after so many seconds (exit 124).")
 @click.option("--settled", is_flag=True, help="Wait until no later fact can change the outcome.")
 @node_options
-def wait(*, id: bytes, timeout: float | None, settled: bool, node: str, output: str) -> int:  # noqa: A002
+def wait(*, id: bytes, timeout: float | None, settled: bool, node: str, output: str) -> int:
     """Wait for a task to end and print it. Exit 1 if it did not succeed, 124 if it did not end in time."""
     return _wait_and_print(node, id, settled, timeout, output)
 
@@ -213,7 +213,7 @@ def wait(*, id: bytes, timeout: float | None, settled: bool, node: str, output: 
 @click.argument("id", type=TASK_ID)
 @click.option("--reason", default="", help="Why, for the history.")
 @node_options
-def cancel(*, id: bytes, reason: str, node: str, output: str) -> None:  # noqa: A002
+def cancel(*, id: bytes, reason: str, node: str, output: str) -> None:
     """Ask for a task to be cancelled. The answer says whether that came in time."""
     from regions.cli.session import ask
 
@@ -223,7 +223,7 @@ def cancel(*, id: bytes, reason: str, node: str, output: str) -> None:  # noqa: 
 @task.command()
 @click.argument("id", type=TASK_ID)
 @node_options
-def requeue(*, id: bytes, node: str, output: str) -> None:  # noqa: A002
+def requeue(*, id: bytes, node: str, output: str) -> None:
     """Give a dead task its attempts again; it keeps its effects and checkpoints. Exit 4 unless it is dead."""
     from regions.cli.session import ask
 
@@ -239,7 +239,7 @@ def requeue(*, id: bytes, node: str, output: str) -> None:  # noqa: A002
 @click.option("--priority", type=click.IntRange(0, 9), help="0 to 9, higher first.")
 @click.option("--label", "labels", type=PAIR, multiple=True, help="Set a label; key= removes it.")
 @node_options
-def edit(*, id: bytes, priority: int | None, labels: tuple[tuple[str, str], ...], node: str, output: str) -> None:  # noqa: A002
+def edit(*, id: bytes, priority: int | None, labels: tuple[tuple[str, str], ...], node: str, output: str) -> None:
     """Change a task's priority or labels."""
     if priority is None and not labels:
         raise click.UsageError("nothing to change: give --priority or --label")

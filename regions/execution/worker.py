@@ -99,7 +99,7 @@ class Worker:
         node: str | Dial,
         *,
         concurrency: int = CONCURRENCY,
-        credits: int | None = None,  # noqa: A002
+        credits: int | None = None,
         queues: Iterable[str] = (),
         cancel_grace: float = CANCEL_GRACE_S,
         drain_grace: float = DRAIN_GRACE_S,

@@ -110,7 +110,7 @@ def test_both_sides_of_a_cut_run_the_task_that_had_reached_both_and_the_loser_is
     cluster.run_for(900)
     cluster.isolate("us")
     cluster.run_for(20_000)
-    assert sorted(region for _, region, a in cluster.started if a.task == task)[-1] == "us"
+    assert max(region for _, region, a in cluster.started if a.task == task) == "us"
     assert len([a for _, _, a in cluster.started if a.task == task]) == 2
     cluster.heal()
     assert cluster.converge()
@@ -341,7 +341,8 @@ def test_random_cuts_crashes_and_work_end_in_one_state_with_nothing_lost(seed: i
                 try:
                     accepted.append(cluster.submit(at, "work", after=parents, **options))
                 except AskError as refused:
-                    assert refused.code in ("dependency", "undeclared")
+                    if refused.code not in ("dependency", "undeclared"):
+                        raise
         elif roll < 0.75:
             cluster.cut(*draw.sample(REGIONS, 2))
         elif roll < 0.85:
@@ -503,4 +504,4 @@ def test_what_members_acknowledged_is_known_after_a_restart() -> None:
     cluster.restart("eu")
     replica = cluster.nodes[RegionId("eu")].replica
     assert replica is not None
-    assert set(replica._here.stability.latest()) >= {"us", "ap"}  # noqa: SLF001
+    assert set(replica._here.stability.latest()) >= {"us", "ap"}

@@ -43,10 +43,10 @@ class Outlets:
 
     def disconnect(self, peer, reason): ...
 
-    def reply(self, ticket, value, error, *, final):  # noqa: ARG002
+    def reply(self, ticket, value, error, *, final):
         self.answers[ticket] = error or value
 
-    def run_attempts(self, worker, assignments):  # noqa: ARG002
+    def run_attempts(self, worker, assignments):
         self.runs += assignments
 
     def stop_attempt(self, worker, attempt, reason): ...
