@@ -49,6 +49,7 @@ from regions.storage.store import Store
 
 RELOAD_S_MIN: Final = 0.1  # after a failure: at once, then slower while the disk stays broken
 RELOAD_S_MAX: Final = 5.0
+RELOAD_QUIET_S: Final = 10.0  # a failure so soon after a reload counts as the same one
 IDLE_S_MAX: Final = 1.0  # the loop looks at the clock at least so often, whatever the replica asked for
 ENTROPY_BYTES: Final = 8  # of an incarnation's identity
 COMPACT_S_MIN: Final = 10.0  # between two compactions: dropped commits come in slices
@@ -90,6 +91,8 @@ class Driver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._compaction: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
+        self._rebuilt = -RELOAD_QUIET_S  # when the state was last reloaded, on the loop's clock
+        self._rebuild_delay = 0.0
         self._generation = 0  # of the replica: answers to an older one's reads are dropped
         self._stopped = False
 
@@ -321,6 +324,14 @@ class Driver:
 
     async def _rebuild(self) -> None:
         await self._idle.wait()
+        loop = asyncio.get_running_loop()
+        # What failed again soon after a reload fails for a reason that a reload does not cure: each start costs an
+        # incarnation, so the next ones come ever more seldom.
+        again_soon = loop.time() - self._rebuilt < RELOAD_QUIET_S
+        self._rebuild_delay = min(max(self._rebuild_delay * 2, RELOAD_S_MIN), RELOAD_S_MAX) if again_soon else 0.0
+        if self._rebuild_delay:
+            self._log.error("the state fails again and again", again_in_s=self._rebuild_delay)
+            await asyncio.sleep(self._rebuild_delay)
         delay = RELOAD_S_MIN
         while not self._stopped:
             try:
@@ -331,6 +342,7 @@ class Driver:
                 delay = min(delay * 2, RELOAD_S_MAX)
             else:
                 self._failure = None
+                self._rebuilt = loop.time()
                 self._log.warning("state reloaded", writer=self.replica.writer)
                 return
 

@@ -10,6 +10,7 @@ import pytest
 
 from crdtsync import App, commands
 from crdtsync.errors import ConfigError, CrdtSyncError
+from crdtsync.replica import Replica
 from regions.client import Client
 from regions.config import Config
 from regions.execution.worker import Worker
@@ -178,5 +179,23 @@ def test_it_says_when_it_is_up(tmp_path, caplog):
         async with serving(tmp_path, worker=False) as (running, client):
             assert running.node.url.startswith("ws://127.0.0.1:")
             assert client.region == "eu"
+
+    run(scenario)
+
+
+def test_a_state_that_fails_again_and_again_is_reloaded_ever_more_seldom(tmp_path, monkeypatch):
+    """Each reload is a start with an identity of its own: a bug must not use them up by the thousand."""
+
+    async def scenario():
+        store = MemoryStore()
+        running = await Running(tmp_path, store).start()
+        monkeypatch.setattr(Replica, "tick", lambda _self, _now: 1 / 0)
+        node_driver = running.node._driver  # noqa: SLF001
+        before = store._incarnation  # noqa: SLF001
+        await until(lambda: node_driver._rebuild_delay >= 0.4)  # noqa: SLF001
+        starts = store._incarnation - before  # noqa: SLF001
+        monkeypatch.undo()
+        await running.stop()
+        assert starts <= 4
 
     run(scenario)
