@@ -190,10 +190,10 @@ def test_a_state_that_fails_again_and_again_is_reloaded_ever_more_seldom(tmp_pat
         store = MemoryStore()
         running = await Running(tmp_path, store).start()
         monkeypatch.setattr(Replica, "tick", lambda _self, _now: 1 / 0)
-        node_driver = running.node._driver  # noqa: SLF001
-        before = store._incarnation  # noqa: SLF001
-        await until(lambda: node_driver._rebuild_delay >= 0.4)  # noqa: SLF001
-        starts = store._incarnation - before  # noqa: SLF001
+        node_driver = running.node._driver
+        before = store._incarnation
+        await until(lambda: node_driver._rebuild_delay >= 0.4)
+        starts = store._incarnation - before
         monkeypatch.undo()
         await running.stop()
         assert starts <= 4
