@@ -14,7 +14,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from crdtsync.effects import CommitRow, DocumentRow, Effect, Load, Persist, Query, ReadCommits, ReadRows, TaskRow
+from crdtsync.effects import (
+    CommitRow,
+    Cursor,
+    DocumentRow,
+    Effect,
+    Load,
+    Page,
+    Persist,
+    Query,
+    ReadCommits,
+    ReadRows,
+    TaskRow,
+)
 from crdtsync.errors import CorruptLogError, StorageError
 from crdtsync.identifiers import Domain, TaskId, WriterId
 
@@ -91,7 +103,7 @@ class Store:
         found = sorted((row for key, row in self.rows.items() if key[0] == domain and row.task > after), key=_by_task)
         return found[:limit]
 
-    def query(self, query: Query) -> list[TaskRow]:
+    def query(self, query: Query) -> Page:
         where = dict(query.where)
         rows = [
             row
@@ -101,9 +113,17 @@ class Store:
             and where.get("queue", row.queue) == row.queue
             and ("label" not in where or tuple(where["label"]) in row.labels)
             and (query.what != "conflicts" or row.conflicts > 0)
+            and (query.after is None or _by_age(row) < query.after)
         ]
-        rows.sort(key=lambda row: (row.created_ms, row.task), reverse=True)
-        return rows[: query.limit or None]
+        rows.sort(key=_by_age, reverse=True)
+        page: list[TaskRow] = []
+        size = 0
+        for row in rows:
+            size += len(row.facts)
+            if page and (len(page) == query.limit or 0 < query.bytes_max < size):
+                return Page(tuple(page), _by_age(page[-1]))
+            page.append(row)
+        return Page(tuple(page))
 
     def known_ids(self, domain: Domain) -> list[TaskId]:
         return [row.task for row in self.read_rows(domain, b"", len(self.rows))]
@@ -131,6 +151,10 @@ class Store:
             case Query():
                 return self.query(effect)
         raise AssertionError(effect)
+
+
+def _by_age(row: TaskRow) -> Cursor:
+    return row.created_ms, row.task
 
 
 def _by_task(row: TaskRow) -> bytes:
