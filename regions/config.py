@@ -67,7 +67,7 @@ class Limits(BaseModel):
     )
     peer_frame_bytes: int = Field(
         default=16 * MIB,
-        ge=MIB,
+        ge=9 * MIB,  # the largest commit, 8 MiB, travels in a frame of its own
         le=64 * MIB,
         description="Bytes of one frame from a peer region, after which the link is closed. All members must agree.",
     )
