@@ -172,7 +172,11 @@ _KINDS: Final = (
         told=Param("no", choices=("no", "yes")),
     ),
     _kind("disk_lost", Aim.REGIONS, "The node dies with its disk, and starts empty at the end.", restarts=True),
-    _kind("disk_clone", Aim.REGIONS, "A copy of the disk is started as a second node, until the end."),
+    _kind(
+        "disk_clone",
+        Aim.REGIONS,
+        "A copy of the disk is started as a second node; at the end it is switched off, and the first restarted.",
+    ),
     # Clocks. At the end of a fault the clock is right again, except after a step.
     _kind("clock_offset", Aim.REGIONS, "The wall clock is off by so much.", off_ms=Param(400, -60_000, 60_000)),
     _kind("clock_drift", Aim.REGIONS, "Both clocks run fast or slow.", rate_ppm=Param(200, -500, 500)),

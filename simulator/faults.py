@@ -477,6 +477,10 @@ def _bounce(world: World, active: ActiveFault, node: Node, *, power: bool, betwe
     world.kernel.after(0, node.start, active.seq)
 
 
+def _nothing() -> None:
+    pass
+
+
 def _lying(world: World, active: ActiveFault) -> None:
     for node in _regions(world, active):
         node.disk.begin_lying()
@@ -513,9 +517,11 @@ def _clone(world: World, active: ActiveFault) -> None:
         active.hit(node.region, "cloned")
         twin.start(active.seq)
 
-        def remove(twin: Node = twin) -> None:
+        def remove(node: Node = node, twin: Node = twin) -> None:
+            """The operator does what the alarm says: one of the two stays, and is restarted."""
             twin.held_down[active] = None
             twin.crash("the clone is switched off", cause=active.seq)
+            _bounce(world, active, node, power=False, between=_nothing)
 
         active.part((node.region,), remove)
 
