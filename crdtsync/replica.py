@@ -19,22 +19,20 @@ Never raises for anything that comes from elsewhere. Delegates to the parts: `lo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from crdtsync import commands as c
 from crdtsync import undoing
 from crdtsync.clock import Now
+from crdtsync.desk import Desk
 from crdtsync.document_requests import DocumentRequests
 from crdtsync.duties import Duties
 from crdtsync.effects import DocumentRow, Effect, Page, Reply, TaskRow
-from crdtsync.errors import CorruptLogError, CrdtSyncError, NotImplementedYetError, OverloadedError
+from crdtsync.errors import CorruptLogError, OverloadedError
 from crdtsync.events import WriterOpened
-from crdtsync.identifiers import EventId, RegionId, TaskId, WriterId, incarnation_of, node_of, region_of
+from crdtsync.identifiers import EventId, RegionId, TaskId, WriterId, incarnation_of, node_of
+from crdtsync.intake import Intake
 from crdtsync.loader import Loader
-from crdtsync.log.commit import Commit
-from crdtsync.log.heads import Heads
-from crdtsync.log.verdicts import Verdict
 from crdtsync.neighbours import Neighbours
 from crdtsync.protocol import codec
 from crdtsync.records import Records
@@ -47,7 +45,7 @@ from crdtsync.scheduling.ready import ReadyQueue
 from crdtsync.scheduling.workers import Workers
 from crdtsync.settings import Settings
 from crdtsync.settlement import Settlement
-from crdtsync.tasks import Task, ids_needed
+from crdtsync.tasks import Task
 from crdtsync.watchers import Watchers
 from crdtsync.worker_requests import WorkerRequests
 from crdtsync.workflow.dependencies import Dependencies
@@ -73,6 +71,8 @@ class Replica:
         derive: Believe no task row on disk and make all of them again from the log, which must be whole.
     """
 
+    _neighbours: Neighbours
+
     def __init__(
         self,
         settings: Settings,
@@ -91,7 +91,18 @@ class Replica:
         self._workers = Workers()
         self._ready = ReadyQueue()
         self._dependencies = Dependencies(here.table, self._loader.require, self._is_decided)
-        self._neighbours = Neighbours(here, self, cut=self._restored_cut(meta), restored=not settings.trust_disk)
+        self._settlement = Settlement(here, self._loader.require, full=lambda: self._rows.full)
+        self._rows = Rows(here, self._settlement)
+        self._intake = Intake(
+            here,
+            self._rows,
+            self._loader.require,
+            folded=lambda commit: self._neighbours.folded(commit),  # noqa: PLW0108 - made below
+            announce=lambda: self._neighbours.gossip.announce(here.now),
+        )
+        self._neighbours = Neighbours(
+            here, self._intake, cut=self._restored_cut(meta), restored=not settings.trust_disk
+        )
         self._handover = Handover(
             here,
             last_heard=self._neighbours.last_heard,
@@ -106,10 +117,8 @@ class Replica:
             self._handover.present,
             self._neighbours.catching_up_since_ms,
         )
-        self._watchers = Watchers(self._answer_watcher, self._tell_watcher)
         self._records = Records(here, self._workers, self._dependencies, self._handover)
-        self._settlement = Settlement(here, self._loader.require, full=lambda: self._rows.full)
-        self._rows = Rows(here, self._settlement)
+        self._watchers = Watchers(here, self._records)
         self._duties = Duties(
             here,
             workers=self._workers,
@@ -123,19 +132,23 @@ class Replica:
             may_touch_old=self._neighbours.may_touch_old,
         )
         self._requests = Requests(here, self._watchers, self._records, self._loader.require, flush=self._rows.write_all)
-        self._documents = DocumentRequests(here, self._loader.require)
         self._worker_requests = WorkerRequests(
             here, self._workers, self._dispatcher, self._loader.require, lanes_changed=self._lanes_changed
         )
+        self._desk = Desk(
+            here,
+            requests=self._requests,
+            worker_requests=self._worker_requests,
+            documents=DocumentRequests(here, self._loader.require),
+            neighbours=self._neighbours,
+            handover=self._handover,
+            workers=self._workers,
+            ready=self._ready,
+        )
         self._started = False
         self._folded = False  # everything that the disk held at start is folded
-        self._blocked = False  # the next commit to apply waits for facts on disk
-        self._reading: set[int] = set()
-        self._read_retry_ms = 0  # a commit on disk was unreadable: not asked for again before
         self._more = False
         self._queue: deque[tuple[Any, Any]] = deque()
-        self._fresh: list[tuple[Commit, RegionId | None]] = []  # in the batch being gathered
-        self._taken: dict[RegionId, int] = {}  # bytes of peers' commits in it, to be credited again
         self._was_trusted = False
         self._rows.restore(meta, derive=derive)
 
@@ -257,7 +270,7 @@ class Replica:
             else:
                 self._queue.append((command, ticket))
         else:
-            self._do(command, ticket)
+            self._desk.do(command, ticket)
         self._run()
 
     def forget(self, ticket: Any) -> None:
@@ -291,22 +304,10 @@ class Replica:
         """
         self._here.now = now
         if damaged is not None:
-            self._commit_damaged(*damaged)
-        if token in self._reading:
-            self._reading.discard(token)
-            self._read_retry_ms = 0
-            found = bool(blobs := list(blobs))
-            try:
-                self._here.log.provide(blobs)
-            except CorruptLogError as error:
-                found = False
-                self._here.alarm("log.corrupt", reason=str(error))
-            if not found:
-                # Asked for again only after a while: a damaged disk must not become a hot loop.
-                self._read_retry_ms = now.mono_ms + READ_RETRY_MS
-                self._here.timers.at_mono(self._read_retry_ms, ("retry", ""))
-        elif not self._settlement.commits_read(token, list(blobs := list(blobs))):
-            self._neighbours.gossip.commits_read(token, blobs, now)
+            self._intake.damaged(*damaged)
+        found = list(blobs)
+        if not self._intake.commits_read(token, found) and not self._settlement.commits_read(token, found):
+            self._neighbours.gossip.commits_read(token, found, now)
         self._run()
 
     def rows_read(self, token: int, rows: Iterable[TaskRow], now: Now, *, damaged: Iterable[TaskId] = ()) -> None:
@@ -351,15 +352,6 @@ class Replica:
             table.damaged.add(task_id)
             self._here.alarm("store.task", task=task_id.hex(), advice=DAMAGED_ADVICE)
 
-    def _commit_damaged(self, writer: WriterId, number: int) -> None:
-        """A commit is unreadable. If it is folded, peers send it again; else it must not count as had."""
-        here = self._here
-        here.alarm("store.commit", writer=writer, number=number)
-        if not here.log.is_applied(writer, number):
-            raise CorruptLogError(f"commit {number} of {writer} is damaged: it is left out, and peers are asked for it")
-        here.log.lose(writer, number)
-        self._neighbours.gossip.announce(here.now)
-
     def tick(self, now: Now) -> None:
         self._here.now = now
         for what, which in self._here.timers.due(now, TIMERS_PER_TURN):
@@ -386,8 +378,8 @@ class Replica:
         if outbox.under_way is None and self._started:
             if self._here.unsaved or not outbox.next.empty or self._rows.flushing or self._rows.crowded:
                 self._close_batch()
-            elif self._taken:
-                taken, self._taken = self._taken, {}
+            elif self._intake.taken:
+                taken, self._intake.taken = self._intake.taken, {}
                 for peer, size in taken.items():
                     self._neighbours.gossip.taken(peer, size, self._here.now)
         for effect in self._neighbours.take_effects():
@@ -410,8 +402,8 @@ class Replica:
             batch.meta["clock"] = bound.to_bytes(8, "big")
         here.table.refresh()
         have, applied, digest = here.log.have, here.log.applied, bytes(here.table.digest)
-        fresh, self._fresh = self._fresh, []
-        taken, self._taken = self._taken, {}
+        fresh, self._intake.fresh = self._intake.fresh, []
+        taken, self._intake.taken = self._intake.taken, {}
 
         def durable() -> None:
             if bound is not None:
@@ -428,20 +420,19 @@ class Replica:
         """After each input: apply, settle, review, dispatch, until there is nothing left or the turn is over."""
         if not self._started:
             return
-        self._more = False
-        self._apply()
+        self._more = self._intake.apply()
         if not self._folded and self._nothing_to_fold():
             self._folded = True
             self._here.deriving = False
             self._open_writer()
         if self._folded:
             while self._queue:
-                self._do(*self._queue.popleft())
+                self._desk.do(*self._queue.popleft())
             self._neighbours.recover()
             trusted = self._neighbours.may_touch_old()
             if trusted and not self._was_trusted:
                 self._was_trusted = True
-                self._review_all()
+                self._here.table.touch_all()
             self._more |= self._settlement.advance()
             self._duties.review_touched()
             self._dispatcher.release()
@@ -454,8 +445,7 @@ class Replica:
     def _drain_notes(self) -> None:
         here = self._here
         for commit in here.sealed:
-            self._fresh.append((commit, None))
-            self._rows.mark(commit)
+            self._intake.sealed(commit)
         here.sealed.clear()
         for writer, number, tasks in here.touched_by:
             self._settlement.note(writer, number, tasks)
@@ -467,122 +457,9 @@ class Replica:
         log = self._here.log
         if self._here.deriving and log.gaps():
             return False  # tasks of what is missing would look absent
-        return not self._blocked and not self._reading and log.needed() is None and not self._more
+        return self._intake.idle and not self._more
 
-    # Applying ----------------------------------------------------------------------------------
-
-    def arrived(self, peer: RegionId, blobs: Sequence[bytes], size: int) -> None:
-        """Commits came from a peer: check them, keep them, apply what can be."""
-        here = self._here
-        wall_ms = here.clock.own_time_ms(here.now)
-        self._credit(peer, size)
-        for blob in blobs:
-            received = here.log.receive(blob, wall_ms)
-            if received.verdict is Verdict.MENDED:
-                self._mend(received.commits[0])
-                continue
-            for commit in received.commits:
-                here.keep(commit)
-                self._fresh.append((commit, peer))
-                self._rows.mark(commit)
-            if received.verdict is Verdict.QUARANTINED:
-                here.outbox.next.meta[f"evidence/{here.domain}"] = codec.encode(here.log.export_evidence())
-            elif received.verdict is Verdict.REFUSED:
-                here.notify("warning", "log.refused", peer=peer, refusal=str(received.refusal), reason=received.reason)
-
-    def _mend(self, commit: Commit) -> None:
-        """Store a commit again in the place of a damaged one."""
-        batch = self._here.outbox.next
-        batch.commits.append(commit.row())
-
-        def mended() -> None:
-            self._here.log.mended(commit.writer, commit.number)
-            self._neighbours.gossip.announce(self._here.now)
-
-        batch.after.append(mended)
-
-    def _apply(self) -> None:
-        here = self._here
-        wall_ms = here.clock.own_time_ms(here.now)
-        for _ in range(COMMITS_PER_TURN):
-            if self._blocked or self._rows.full:
-                return  # goes on when those facts are here, or when ended tasks have left
-            commit = here.log.next_applicable(wall_ms)
-            if commit is None:
-                self._read_back()
-                return
-            needed = ids_needed(commit.events)
-            if here.table.missing(needed):
-                self._blocked = True
-                self._loader.require(needed, lambda commit=commit: self._unblocked(commit))  # type: ignore[misc]
-                return
-            self._fold(commit)
-        self._more = True
-
-    def _unblocked(self, commit: Commit) -> None:
-        self._blocked = False
-        if self._here.log.next_applicable(self._here.clock.own_time_ms(self._here.now)) is commit:
-            self._fold(commit)
-
-    def _fold(self, commit: Commit) -> None:
-        here = self._here
-        here.seal()
-        for index, event in enumerate(commit.events):
-            here.fold(EventId(commit.stamp, commit.writer, commit.number, index), event)
-        here.log.mark_applied(commit)
-        here.clock.observe(commit.stamp, here.now)
-        here.note(commit)
-        self._neighbours.folded(commit)
-
-    def _read_back(self) -> None:
-        """Commits that are on disk and no longer in memory come next."""
-        needed = self._here.log.needed()
-        if needed is not None and not self._reading and self._here.now.mono_ms >= self._read_retry_ms:
-            token = self._here.token()
-            self._reading.add(token)
-            self._here.read_commits(token, *needed)
-
-    def _credit(self, peer: RegionId, size: int) -> None:
-        """Let `peer` send as much again once what it sent is durable, or at once if nothing is to be stored."""
-        self._taken[peer] = self._taken.get(peer, 0) + size
-
-    def join_rows(self, peer: RegionId, rows: Sequence[TaskRow], size: int) -> None:
-        """Rows of a peer's snapshot: joined with what is here, once that is in memory."""
-
-        def join() -> None:
-            for row in rows:
-                if row.task in self._here.table.damaged:
-                    continue  # with what is lost here, these facts would not be all
-                try:
-                    task = self._here.table.restore(row, counted=False)
-                except CrdtSyncError as error:
-                    self._here.alarm("snapshot.row_refused", task=row.task.hex(), reason=str(error))
-                    continue
-                if row.settled and not task.settled and str(self._here.table.view(task).state) == row.state:
-                    task.settled = True
-                    self._here.table.mark_dirty(task)
-                self._here.table.touch(task)
-            self._credit(peer, size)
-
-        self._loader.require([row.task for row in rows], join)
-
-    def floor(self) -> Heads:
-        """What was dropped from the log here."""
-        return self._rows.floor_heads
-
-    def snapshot_state(self) -> bytes:
-        """What a snapshot ends with: log state, declarations, documents."""
-        return self._rows.snapshot_state()
-
-    def adopt(self, state: bytes) -> None:
-        """A peer's snapshot is complete: go on from its heads."""
-        self._rows.adopt(state)
-        # One batch makes the rows, the fold and the adopted heads durable: an acknowledgement of
-        # those heads must not run ahead of the rows that they stand for.
-        self._rows.write_all()
-        self._rows.start_flush(anew=True)
-
-    # Timers and commands -----------------------------------------------------------------------
+    # Timers -----------------------------------------------------------------------
 
     def _timer(self, what: str, which: Any) -> None:
         here = self._here
@@ -616,106 +493,6 @@ class Replica:
         elif what == "worker":
             self._worker_requests.check(which)
 
-    def _do(self, command: Any, ticket: Any) -> None:
-        try:
-            handler = self._handlers.get(type(command))
-            if handler is None:
-                raise NotImplementedYetError(f"{self.settings.region} does not know {type(command).__name__}")
-            handler(self, command, ticket)
-        except CrdtSyncError as error:
-            self._here.emit(Reply(ticket, None, error.record()))
-
-    def _drain(self, command: c.Drain, ticket: Any) -> None:
-        self._handover.draining = not command.off
-        self._review_all()
-        waiting = sum(1 for t in self._here.table if not t.ended and self._here.table.view(t).owner == self._here.me)
-        self._requests.reply(
-            ticket,
-            {
-                "region": self._here.me,
-                "draining": self._handover.draining,
-                "running": len(self._workers.running),
-                "waiting": waiting,
-            },
-        )
-
-    def _status(self, _command: c.Status, ticket: Any) -> None:
-        here = self._here
-        self._requests.reply(
-            ticket,
-            {
-                "region": here.me,
-                "writer": here.writer,
-                "cluster": self.settings.cluster,
-                "members": list(self.settings.members),
-                "digest": here.table.digest.hex(),
-                "heads": dict(here.log.applied.items()),
-                "tasks_in_memory": len(here.table),
-                "ready": len(self._ready),
-                "running": len(self._workers.running),
-                "draining": self._handover.draining,
-                "workers": [
-                    {"id": w.id, "app": w.app, "tasks": sorted(w.names), "running": len(w.running), "free": w.free}
-                    for w in self._workers.all()
-                ],
-                "gaps": [list(gap) for gap in here.log.gaps()],
-                "held_back": [
-                    {"writer": w.writer, "number": w.number, "wait": str(w.wait), "until_ms": w.until_ms}
-                    for w in here.log.waiting()
-                ],
-                "quarantined": sorted(here.log.quarantined),
-                "commit_bytes": here.commit_bytes,
-                "skew_ms": here.clock.skew_ms(here.now),
-                "recovering": sorted(self._neighbours.unanswered),
-                "alarms": list(here.alarms.values()),
-                "damaged": [task.hex() for task in sorted(here.table.damaged)[:DAMAGED_SHOWN_MAX]],
-            },
-        )
-
-    def _regions(self, _command: c.ListRegions, ticket: Any) -> None:
-        self._requests.reply(ticket, self._neighbours.regions())
-
-    def _links(self, _command: c.ListLinks, ticket: Any) -> None:
-        self._requests.reply(ticket, self._neighbours.links())
-
-    def _cut(self, command: c.CutLinks, ticket: Any) -> None:
-        self._neighbours.cut(command.regions)
-        self._requests.reply(ticket, self._neighbours.links())
-
-    def _heal(self, command: c.HealLinks, ticket: Any) -> None:
-        self._neighbours.heal(command.regions)
-        self._requests.reply(ticket, self._neighbours.links())
-
-    _handlers: Final[dict[type, Callable[[Replica, Any, Any], None]]] = {
-        c.Submit: lambda self, command, ticket: self._requests.submit(command, ticket),
-        c.Cancel: lambda self, command, ticket: self._requests.cancel(command, ticket),
-        c.Requeue: lambda self, command, ticket: self._requests.requeue(command, ticket),
-        c.Edit: lambda self, command, ticket: self._requests.edit(command, ticket),
-        c.Describe: lambda self, command, ticket: self._requests.describe(command, ticket),
-        c.History: lambda self, command, ticket: self._requests.history(command, ticket),
-        c.Explain: lambda self, command, ticket: self._requests.explain(command, ticket),
-        c.Await: lambda self, command, ticket: self._requests.wait(command, ticket),
-        c.Watch: lambda self, command, ticket: self._requests.watch(command, ticket),
-        c.ListTasks: lambda self, command, ticket: self._requests.list_tasks(command, ticket),
-        c.ListConflicts: lambda self, command, ticket: self._requests.list_conflicts(command, ticket),
-        c.ShowConflict: lambda self, command, ticket: self._requests.show_conflict(command, ticket),
-        c.ListRegions: _regions,
-        c.ListLinks: _links,
-        c.CutLinks: _cut,
-        c.HealLinks: _heal,
-        c.Drain: _drain,
-        c.Status: _status,
-        c.ShowDocument: lambda self, command, ticket: self._documents.show(command, ticket),
-        c.EditDocument: lambda self, command, ticket: self._documents.edit(command, ticket),
-        c.WorkerHello: lambda self, command, ticket: self._worker_requests.hello(command, ticket),
-        c.Heartbeat: lambda self, command, ticket: self._worker_requests.heartbeat(command, ticket),
-        c.RecordEffect: lambda self, command, ticket: self._worker_requests.record_effect(command, ticket),
-        c.SaveCheckpoint: lambda self, command, ticket: self._worker_requests.save_checkpoint(command, ticket),
-        c.Complete: lambda self, command, ticket: self._worker_requests.complete(command, ticket),
-        c.WorkerDraining: lambda self, command, ticket: self._worker_requests.draining(command, ticket),
-        c.WorkerGone: lambda self, command, _ticket: self._worker_requests.gone(command),
-    }
-
     # Helpers -----------------------------------------------------------------------------------
 
     def _is_decided(self, task: Task) -> bool:
@@ -727,25 +504,3 @@ class Replica:
             task = self._here.table.get(task_id)
             if task is not None:
                 self._here.table.touch(task)
-
-    def _review_all(self) -> None:
-        """Older work may be touched now, or nothing may be started any more: look at everything."""
-        for task in self._here.table:
-            if not task.ended:
-                self._here.table.touch(task)
-
-    def _answer_watcher(self, ticket: Any, task: Task) -> None:
-        self._requests.reply(ticket, self._records.task(task))
-
-    def _tell_watcher(self, ticket: Any, task: Task) -> None:
-        record = {
-            "id": task.id.hex(),
-            "state": str(task.state),
-            "name": view.submitted.name if (view := self._here.table.view(task)).submitted is not None else "",
-            "settled": task.settled,
-            "at_ms": self._here.now.wall_ms,
-        }
-        self._requests.reply(ticket, record, final=False)
-
-
-__all__ = ["Replica", "region_of"]

@@ -120,6 +120,12 @@ class TaskTable:
         """Have the task reviewed though its facts did not change."""
         self._touched[task.id] = None
 
+    def touch_all(self) -> None:
+        """Have everything that has not ended reviewed: what may be started at all has changed."""
+        for task in self._tasks.values():
+            if not task.ended:
+                self._touched[task.id] = None
+
     def take_touched(self) -> list[Task]:
         touched, self._touched = self._touched, {}
         return [self._tasks[id] for id in touched if id in self._tasks]

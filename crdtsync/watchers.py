@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from crdtsync.effects import Reply
 from crdtsync.errors import OverloadedError
 from crdtsync.identifiers import TaskId
+from crdtsync.records import Records
+from crdtsync.region import RegionState
 from crdtsync.tasks import Task
 
 WATCHERS_MAX: Final = 200_000  # waiting tickets of all clients of one node
@@ -21,9 +23,9 @@ class Stream:
 
 
 class Watchers:
-    def __init__(self, answer: Callable[[Any, Task], None], tell: Callable[[Any, Task], None]) -> None:
-        self._answer = answer
-        self._tell = tell
+    def __init__(self, here: RegionState, records: Records) -> None:
+        self._here = here
+        self._records = records
         self._awaiting: dict[TaskId, dict[Any, bool]] = {}
         self._task_of: dict[Any, TaskId] = {}
         self._streams: dict[Any, Stream] = {}
@@ -65,7 +67,7 @@ class Watchers:
             for ticket, settled in list(waiting.items()):
                 if task.settled or not settled:
                     self.forget(ticket)
-                    self._answer(ticket, task)
+                    self._here.emit(Reply(ticket, self._records.task(task)))
         if self._streams and task.told != (task.state, task.settled):
             task.told = (task.state, task.settled)
             submitted = task.view.submitted if task.view is not None else None
@@ -74,4 +76,14 @@ class Watchers:
                     continue
                 if stream.queue is not None and (submitted is None or submitted.queue != stream.queue):
                     continue
-                self._tell(stream.ticket, task)
+                self._here.emit(Reply(stream.ticket, self._change(task), final=False))
+
+    def _change(self, task: Task) -> dict[str, Any]:
+        submitted = self._here.table.view(task).submitted
+        return {
+            "id": task.id.hex(),
+            "state": str(task.state),
+            "name": submitted.name if submitted is not None else "",
+            "settled": task.settled,
+            "at_ms": self._here.now.wall_ms,
+        }

@@ -1,0 +1,144 @@
+"""Which part carries out which command: one table, and what concerns the node as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from crdtsync import commands as c
+from crdtsync.document_requests import DocumentRequests
+from crdtsync.effects import Reply
+from crdtsync.errors import CrdtSyncError, NotImplementedYetError
+from crdtsync.neighbours import Neighbours
+from crdtsync.region import RegionState
+from crdtsync.requests import Requests
+from crdtsync.scheduling.handover import Handover
+from crdtsync.scheduling.ready import ReadyQueue
+from crdtsync.scheduling.workers import Workers
+from crdtsync.worker_requests import WorkerRequests
+
+DAMAGED_SHOWN_MAX: Final = 100  # in the status
+
+
+class Desk:
+    def __init__(
+        self,
+        here: RegionState,
+        *,
+        requests: Requests,
+        worker_requests: WorkerRequests,
+        documents: DocumentRequests,
+        neighbours: Neighbours,
+        handover: Handover,
+        workers: Workers,
+        ready: ReadyQueue,
+    ) -> None:
+        self._here = here
+        self._requests = requests
+        self._worker_requests = worker_requests
+        self._documents = documents
+        self._neighbours = neighbours
+        self._handover = handover
+        self._workers = workers
+        self._ready = ready
+
+    def do(self, command: Any, ticket: Any) -> None:
+        """Carry one command out; its answers are `Reply` effects with `ticket`. Never raises for what it asks."""
+        try:
+            handler = self._handlers.get(type(command))
+            if handler is None:
+                raise NotImplementedYetError(f"{self._here.me} does not know {type(command).__name__}")
+            handler(self, command, ticket)
+        except CrdtSyncError as error:
+            self._here.emit(Reply(ticket, None, error.record()))
+
+    def _drain(self, command: c.Drain, ticket: Any) -> None:
+        self._handover.draining = not command.off
+        self._here.table.touch_all()
+        waiting = sum(1 for t in self._here.table if not t.ended and self._here.table.view(t).owner == self._here.me)
+        self._requests.reply(
+            ticket,
+            {
+                "region": self._here.me,
+                "draining": self._handover.draining,
+                "running": len(self._workers.running),
+                "waiting": waiting,
+            },
+        )
+
+    def _status(self, _command: c.Status, ticket: Any) -> None:
+        here = self._here
+        self._requests.reply(
+            ticket,
+            {
+                "region": here.me,
+                "writer": here.writer,
+                "cluster": self._here.settings.cluster,
+                "members": list(self._here.settings.members),
+                "digest": here.table.digest.hex(),
+                "heads": dict(here.log.applied.items()),
+                "tasks_in_memory": len(here.table),
+                "ready": len(self._ready),
+                "running": len(self._workers.running),
+                "draining": self._handover.draining,
+                "workers": [
+                    {"id": w.id, "app": w.app, "tasks": sorted(w.names), "running": len(w.running), "free": w.free}
+                    for w in self._workers.all()
+                ],
+                "gaps": [list(gap) for gap in here.log.gaps()],
+                "held_back": [
+                    {"writer": w.writer, "number": w.number, "wait": str(w.wait), "until_ms": w.until_ms}
+                    for w in here.log.waiting()
+                ],
+                "quarantined": sorted(here.log.quarantined),
+                "commit_bytes": here.commit_bytes,
+                "skew_ms": here.clock.skew_ms(here.now),
+                "recovering": sorted(self._neighbours.unanswered),
+                "alarms": list(here.alarms.values()),
+                "damaged": [task.hex() for task in sorted(here.table.damaged)[:DAMAGED_SHOWN_MAX]],
+            },
+        )
+
+    def _regions(self, _command: c.ListRegions, ticket: Any) -> None:
+        self._requests.reply(ticket, self._neighbours.regions())
+
+    def _links(self, _command: c.ListLinks, ticket: Any) -> None:
+        self._requests.reply(ticket, self._neighbours.links())
+
+    def _cut(self, command: c.CutLinks, ticket: Any) -> None:
+        self._neighbours.cut(command.regions)
+        self._requests.reply(ticket, self._neighbours.links())
+
+    def _heal(self, command: c.HealLinks, ticket: Any) -> None:
+        self._neighbours.heal(command.regions)
+        self._requests.reply(ticket, self._neighbours.links())
+
+    _handlers: Final[dict[type, Callable[[Desk, Any, Any], None]]] = {
+        c.Submit: lambda self, command, ticket: self._requests.submit(command, ticket),
+        c.Cancel: lambda self, command, ticket: self._requests.cancel(command, ticket),
+        c.Requeue: lambda self, command, ticket: self._requests.requeue(command, ticket),
+        c.Edit: lambda self, command, ticket: self._requests.edit(command, ticket),
+        c.Describe: lambda self, command, ticket: self._requests.describe(command, ticket),
+        c.History: lambda self, command, ticket: self._requests.history(command, ticket),
+        c.Explain: lambda self, command, ticket: self._requests.explain(command, ticket),
+        c.Await: lambda self, command, ticket: self._requests.wait(command, ticket),
+        c.Watch: lambda self, command, ticket: self._requests.watch(command, ticket),
+        c.ListTasks: lambda self, command, ticket: self._requests.list_tasks(command, ticket),
+        c.ListConflicts: lambda self, command, ticket: self._requests.list_conflicts(command, ticket),
+        c.ShowConflict: lambda self, command, ticket: self._requests.show_conflict(command, ticket),
+        c.ListRegions: _regions,
+        c.ListLinks: _links,
+        c.CutLinks: _cut,
+        c.HealLinks: _heal,
+        c.Drain: _drain,
+        c.Status: _status,
+        c.ShowDocument: lambda self, command, ticket: self._documents.show(command, ticket),
+        c.EditDocument: lambda self, command, ticket: self._documents.edit(command, ticket),
+        c.WorkerHello: lambda self, command, ticket: self._worker_requests.hello(command, ticket),
+        c.Heartbeat: lambda self, command, ticket: self._worker_requests.heartbeat(command, ticket),
+        c.RecordEffect: lambda self, command, ticket: self._worker_requests.record_effect(command, ticket),
+        c.SaveCheckpoint: lambda self, command, ticket: self._worker_requests.save_checkpoint(command, ticket),
+        c.Complete: lambda self, command, ticket: self._worker_requests.complete(command, ticket),
+        c.WorkerDraining: lambda self, command, ticket: self._worker_requests.draining(command, ticket),
+        c.WorkerGone: lambda self, command, _ticket: self._worker_requests.gone(command),
+    }
