@@ -50,16 +50,13 @@ from crdtsync.watchers import Watchers
 from crdtsync.worker_requests import WorkerRequests
 from crdtsync.workflow.dependencies import Dependencies
 
-COMMITS_PER_TURN: Final = 200  # applied by one input, so that healing never holds the loop for long
 QUEUED_MAX: Final = 10_000  # commands that may wait until the log is folded after a start
 TIMERS_PER_TURN: Final = 1_000
 TURN_MS: Final = 1  # when there is more to do than one turn allows: the next one follows at once
 COMPACT_MS: Final = 2_000  # how often commits past retention are looked for
 LANES_MS: Final = 500  # how often it is judged whether work waits here that no worker can run
 TAKEOVER_MS: Final = 250  # how often silence is judged
-DAMAGED_SHOWN_MAX: Final = 100  # in the status
 DAMAGED_ADVICE: Final = "stop this node, move its data away, start it: it fetches what its peers hold"
-READ_RETRY_MS: Final = 5_000  # after an unreadable commit: peers may have sent it by then
 
 
 class Replica:
