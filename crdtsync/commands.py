@@ -106,7 +106,7 @@ class History(Command, frozen=True):
 
 
 class Explain(Command, frozen=True):
-    """Reply: {"id", "text": shared prose, "local": prose that only this replica knows}."""
+    """Reply: {"id", "state", "text": shared prose, "local": prose that only this replica knows, "" once settled}."""
 
     task: bytes
 
