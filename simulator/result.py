@@ -21,9 +21,13 @@ class Violation:
     at_s: float
     text: str  # in prose, with the ids and causes
     causes: tuple[int, ...] = ()  # seqs of the records that show it
+    task: str = ""  # its id in hex, where the invariant is about one
 
     def to_plain(self) -> dict[str, Any]:
-        return {"invariant": self.invariant, "at_s": self.at_s, "text": self.text}
+        plain: dict[str, Any] = {"invariant": self.invariant, "at_s": self.at_s, "text": self.text}
+        if self.task:
+            plain["task"] = self.task
+        return {**plain, "events": list(self.causes)}
 
 
 class Checker(Protocol):

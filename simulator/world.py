@@ -333,11 +333,12 @@ class World:
     def plan_regions(self) -> tuple[str, ...]:
         return self.scenario.names
 
-    def violation(self, invariant: str, text: str, *, causes: tuple[int, ...] = ()) -> Violation:
-        """Report that an invariant does not hold now."""
-        found = Violation(invariant, self.kernel.now_us / US, text, causes)
-        if len(self.violations) < VIOLATIONS_MAX:
-            self.violations.append(found)
+    def violation(self, invariant: str, text: str, *, causes: tuple[int, ...] = (), task: str = "") -> Violation:
+        """Report that an invariant does not hold now. `task` is its id in hex, where it is about one."""
+        found = Violation(invariant, self.kernel.now_us / US, text, causes, task)
+        self.violations.append(found)
+        if len(self.violations) >= VIOLATIONS_MAX:
+            self.kernel.stop()
         return found
 
     def core_raised(self, node: Node, error: BaseException) -> None:

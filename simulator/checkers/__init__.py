@@ -1,10 +1,64 @@
-"""Who judges a run: one family of invariants per module, each by its own reckoning."""
+"""Who judges a run: one family of invariants per file, each invariant under the id by which it is known.
+
+    result = World(scenario, seed=7, checkers=all_checkers()).run()
+    assert result.ok, result.violations
+
+The checkers judge from the trace and from what replicas show, by their own reckoning (`chronicle`, `reckoning`); they
+never call the rule that they check. A run needs a fresh set of them.
+"""
 
 from __future__ import annotations
 
+from typing import Final
+
+from simulator.checkers.boundedness import Boundedness
+from simulator.checkers.checkpoints import Checkpoints
+from simulator.checkers.chronicle import Chronicle, Family
+from simulator.checkers.conflicts import Conflicts
+from simulator.checkers.convergence import Convergence
+from simulator.checkers.dependencies import Dependencies
+from simulator.checkers.durability import Durability
+from simulator.checkers.idempotency import Idempotency
+from simulator.checkers.lifecycle import Lifecycle
+from simulator.checkers.liveness import Liveness
+from simulator.checkers.placement import Placement
+from simulator.checkers.retries import Retries
+from simulator.checkers.time import Time
 from simulator.result import Checker
+from simulator.vacuity import Vacuity
+
+FAMILIES: Final[tuple[type[Family], ...]] = (
+    Durability,
+    Convergence,
+    Lifecycle,
+    Idempotency,
+    Conflicts,
+    Placement,
+    Dependencies,
+    Checkpoints,
+    Retries,
+    Time,
+    Boundedness,
+    Liveness,
+)
+
+#: The ids of all invariants that are judged.
+INVARIANTS: Final = tuple(name for family in FAMILIES for name in family.invariants)
+assert len(set(INVARIANTS)) == len(INVARIANTS)
 
 
 def all_checkers() -> tuple[Checker, ...]:
-    """All checkers, fresh: each judges one run."""
-    return ()
+    """A fresh set for one run: the chronicle first, then every family."""
+    chronicle = Chronicle()
+    return (chronicle, *(family(chronicle) for family in FAMILIES))
+
+
+def vacuity_of(checkers: tuple[Checker, ...]) -> Vacuity:
+    """The vacuity table of the run that these checkers judged."""
+    for checker in checkers:
+        if isinstance(checker, Chronicle):
+            return checker.vacuity
+    raise ValueError("these checkers hold no chronicle")
+
+
+__all__ = ["FAMILIES", "INVARIANTS", "Chronicle", "Family", "all_checkers", "vacuity_of"]

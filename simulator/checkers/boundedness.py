@@ -1,0 +1,92 @@
+"""BP-1, NET-*: queues have limits, commits are sent once and never back, and a cluster at rest is quiet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from crdtsync.identifiers import region_of
+from simulator.checkers.chronicle import Chronicle, Family, told
+from simulator.checkers.peek import queues
+from simulator.trace import Record
+
+if TYPE_CHECKING:
+    from simulator.world import World
+
+LOOK_US: Final = 1_000_000
+MESSAGES_PER_LINK_S_MAX: Final = 12.0  # of a cluster at rest: pings, heads, acknowledgements, both ways
+REST_US: Final = 1_000_000  # of the quiet at the end that is left out, while acknowledgements settle
+DIALS_PER_S_MAX: Final = 20.0  # of one node to one peer: more is a reconnect storm
+
+
+class Boundedness(Family):
+    kinds = ("disk.write", "net.send", "net.dial")
+    invariants = ("BP-1", "NET-3", "NET-4")
+
+    def __init__(self, chronicle: Chronicle) -> None:
+        super().__init__(chronicle)
+        self._looked_us: dict[str, int] = {}
+        self._sent: dict[int, Counter[tuple[str, str]]] = {}  # second -> link -> frames, of the last seconds
+        self._dials: Counter[tuple[str, str, int]] = Counter()
+
+    def on_event(self, record: Record) -> None:
+        match record.kind:
+            case "net.send":
+                second = record.at_us // 1_000_000
+                links = self._sent.get(second)
+                if links is None:
+                    links = self._sent[second] = Counter()
+                    for old in [s for s in self._sent if s < second - 10]:
+                        del self._sent[old]
+                links[record.node, told(record, "peer")] += 1
+            case "net.dial":
+                self.judged("NET-4", record.node, record)
+                about = (record.node, told(record, "peer"), record.at_us // 1_000_000)
+                self._dials[about] += 1
+                if self._dials[about] > DIALS_PER_S_MAX:
+                    self.fail(
+                        "NET-4",
+                        f"{record.node} dialled {record['peer']} {self._dials[about]} times within a second",
+                        events=(record.seq,),
+                        about=about[:2],
+                    )
+            case _:
+                if record.at_us - self._looked_us.get(record.node, -LOOK_US) >= LOOK_US:
+                    self._looked_us[record.node] = record.at_us
+                    self._look(record)
+
+    def _look(self, record: Record) -> None:
+        node = self.world.nodes.get(record.node)
+        if node is None:
+            return
+        self.judged("BP-1", record.node, record)
+        for name, (length, limit) in queues(node).items():
+            if length > limit:
+                self.fail(
+                    "BP-1",
+                    f"{record.node}: {name} are {length}, the limit is {limit}",
+                    events=(record.seq,),
+                    about=(record.node, name),
+                )
+
+    def at_end(self, world: World) -> None:
+        """A cluster that has stood still for a while sends heartbeats only."""
+        now_us = world.kernel.now_us
+        if world.converged_us is None or now_us - self.chronicle.retried_us < 2 * REST_US:
+            return
+        first = (self.chronicle.retried_us + REST_US) // 1_000_000 + 1
+        quiet = [second for second in self._sent if first <= second < now_us // 1_000_000]
+        if not quiet:
+            return
+        totals: Counter[tuple[str, str]] = Counter()
+        for second in quiet:
+            totals.update(self._sent[second])
+        for (one, other), frames in totals.items():
+            self.chronicle.vacuity.count("NET-3", region_of(f"{one}/"), now_us)
+            if frames / len(quiet) > MESSAGES_PER_LINK_S_MAX:
+                self.fail(
+                    "NET-3",
+                    f"{one} sends {other} {frames / len(quiet):.0f} frames a second though nothing has been written for "
+                    f"{(now_us - self.chronicle.retried_us) / 1e6:.1f} s",
+                    about=(one, other),
+                )

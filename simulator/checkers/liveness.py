@@ -1,0 +1,121 @@
+"""LIVE-TASK and AVAIL-1: after the heal everything ends; during faults whoever is up serves its own users."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from simulator.checkers.chronicle import Chronicle, Family, named, told
+from simulator.trace import Record
+from simulator.vacuity import region_of_node
+
+if TYPE_CHECKING:
+    from simulator.world import World
+
+#: How long a task may lie still in a healed cluster before it counts as stuck: the longest backoff of the built-in
+#: models, a lost worker, and a takeover after it.
+STUCK_US: Final = 45_000_000
+ANSWER_US: Final = 3_000_000  # AVAIL-1: what a client waits for an answer (clients.PATIENCE_US)
+HARMLESS: Final = ("link_", "worker_", "isolate", "halves", "bridge", "majorities_ring", "flapping", "burst",
+                   "duplicate_submits", "cancel_storm", "failing", "poison", "clock_")  # fmt: skip
+
+
+class Liveness(Family):
+    kinds = ("client.call", "client.answer", "node.start", "node.crash", "node.failed", "node.pause", "node.resume",
+             "fault.hit", "fault.end", "view")  # fmt: skip
+    invariants = ("LIVE-TASK", "AVAIL-1")
+
+    def __init__(self, chronicle: Chronicle) -> None:
+        super().__init__(chronicle)
+        self._calls: dict[str, tuple[str, int, int]] = {}  # request -> region, when, seq
+        self._unwell_us: dict[str, int] = {}  # region -> when its process or disk last had anything
+        self._views: dict[bytes, dict[str, Record]] = {}
+
+    def on_event(self, record: Record) -> None:
+        region = region_of_node(record.node)
+        match record.kind:
+            case "client.call":
+                self._call(record, region)
+            case "client.answer":
+                self._calls.pop(record.id, None)
+                if record.subject.op == "submit":
+                    self.judged("AVAIL-1", region, record)
+            case "view":
+                self._views.setdefault(bytes.fromhex(record.id), {})[record.node] = record
+            case "fault.hit":
+                if not told(record, "fault").startswith(HARMLESS):
+                    self._unwell_us[region] = record.at_us
+            case "fault.end":
+                if not told(record, "fault").startswith(HARMLESS):
+                    for active in self.world.faults:
+                        if active.id == record.id:
+                            self._unwell_us.update(dict.fromkeys(active.hits, record.at_us))
+            case _:
+                self._unwell_us[region] = record.at_us
+
+    def _call(self, record: Record, region: str) -> None:
+        """Sent again after the whole patience: the region had not answered, though nothing ailed it."""
+        before = self._calls.get(record.id)
+        self._calls[record.id] = (region, record.at_us, record.seq)
+        if before is None or told(record, "op") != "submit" or told(record, "attempt") < 2:
+            return
+        asked, at_us, seq = before
+        waited_us = record.at_us - at_us
+        if waited_us < ANSWER_US:
+            return  # it was refused, or hung up upon
+        if self._was_well(asked, at_us, record.at_us):
+            self.fail(
+                "AVAIL-1",
+                f"{asked} did not answer a submission within {ANSWER_US / 1e6:.0f} s, though it was up and its disk good",
+                events=(seq, record.seq),
+                about=asked,
+            )
+
+    def _was_well(self, region: str, since_us: int, now_us: int) -> bool:
+        """Whether neither process nor disk of that region had anything, for long enough to be over it."""
+        node = self.world.regions[region]
+        if not node.running or node.slow_us or now_us - self._unwell_us.get(region, 0) < now_us - since_us + ANSWER_US:
+            return False
+        return not any(
+            not active.over and active.hits[region] and not active.fault.kind.startswith(HARMLESS)
+            for active in self.world.faults
+        )
+
+    def at_end(self, world: World) -> None:
+        healed = world.healed_nodes()
+        names = {node.name for node in healed if node.replica is not None}
+        whole = len(names) == len(world.scenario.names)
+        now_us = world.kernel.now_us
+        since_us = max(world.scenario.plan.healed_ms * 1_000, 0)
+        for task, shown in self._views.items():
+            here = [record for region, record in shown.items() if region in names]
+            if not here:
+                continue
+            self.judged_task("LIVE-TASK", task)
+            still = [record for record in here if told(record, "state") in ("waiting", "running", "cancelling")]
+            moved = max([since_us, *(fact.at_us for fact in self.chronicle.tasks.get(task, ()))])
+            if still and now_us - moved > STUCK_US and whole and not self._excused(still[0]):
+                self.fail(
+                    "LIVE-TASK",
+                    f"{named(task)} is {still[0]['state']} in {still[0].node}, and nothing has happened to it for "
+                    f"{(now_us - moved) / 1e6:.0f} s after the heal",
+                    task=task,
+                    events=(still[0].seq,),
+                )
+
+    def _excused(self, record: Record) -> bool:
+        """Whether it waits for something that may still come: its time, a parent, a handler that runs."""
+        view = record.subject
+        submitted = view.submitted
+        if submitted is None:
+            return True
+        if submitted.not_before_ms > self.world.nodes[record.node].now.wall_ms:
+            return True
+        for parent, _ in submitted.after:
+            of_parent = self._views.get(parent, {}).get(record.node)
+            if of_parent is None or told(of_parent, "state") in ("waiting", "running", "cancelling"):
+                return True
+        running = {str(attempt) for worker in self.world.workers for attempt in worker.running}
+        return any(one[0] in running for one in told(record, "attempts") if one[1] == "open")
+
+
+__all__ = ["Liveness"]

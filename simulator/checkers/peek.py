@@ -1,0 +1,58 @@
+"""What checkers read of a live replica beside its views: its clock and the lengths of its queues. Nothing here writes.
+
+All accesses to private fields are gathered in this file, so that a change of the core meets them in one place.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from simulator.node import Node
+
+_NS_PER_MS: Final = 1_000_000
+TURN_MAX: Final = 10_000  # tasks that one turn may bring into memory beyond the limit
+
+
+def floor(node: Node) -> dict[str, int]:
+    """Up to where commits were dropped from a node's log, or are stood for by a snapshot's rows."""
+    if node.replica is None:
+        return {}
+    return dict(node.replica._rows.floor_heads.items())  # noqa: SLF001
+
+
+def own_time_ms(node: Node) -> int:
+    """The time by which a node judges others' stamps, without moving its clock on; its wall clock while it is down."""
+    now = node.now
+    if node.replica is None:
+        return now.wall_ms
+    clock = node.replica._here.clock  # noqa: SLF001
+    if clock._mono_ms is None:  # noqa: SLF001
+        return now.wall_ms
+    restored_ms: int = clock._restored_ms - clock.max_skew_ms  # noqa: SLF001
+    return max(now.mono_ms + clock._offset_ns // _NS_PER_MS, restored_ms)  # noqa: SLF001
+
+
+def queues(node: Node) -> dict[str, tuple[int, int]]:
+    """Name -> (length, limit) of whatever may grow in a replica."""
+    from crdtsync import replica as core  # noqa: PLC0415 - limits are asked for, not kept
+    from crdtsync import settlement  # noqa: PLC0415
+    from crdtsync.scheduling import dispatch  # noqa: PLC0415
+
+    replica = node.replica
+    if replica is None:
+        return {}
+    here, settings = replica._here, replica.settings  # noqa: SLF001
+    gaps = here.log._gaps  # noqa: SLF001
+    limits = here.log.limits
+    return {
+        "commits that wait for a gap": (gaps.commits, limits.gap_commits_max),
+        "bytes that wait for a gap": (gaps.bytes, limits.gap_bytes_max),
+        "commands that wait for the log": (len(replica._queue), core.QUEUED_MAX),  # noqa: SLF001
+        "tasks in memory": (
+            len(here.table),
+            settings.live_tasks_max + 4 * settings.ended_kept_max + TURN_MAX,
+        ),
+        "ids remembered for settlement": (replica._settlement._count, settlement.REMEMBERED_MAX + 1),  # noqa: SLF001
+        "ended attempts remembered": (len(replica._dispatcher._ended), dispatch.ENDED_KEPT),  # noqa: SLF001
+    }

@@ -1,0 +1,163 @@
+"""HLC-* and TIME-*: stamps order what happened, stay near true time, and what is ahead of it waits."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from crdtsync import events as ev
+from crdtsync.identifiers import EventId, incarnation_of, node_of
+from simulator.checkers.chronicle import Chronicle, Family, Heads, named
+from simulator.checkers.peek import own_time_ms
+from simulator.clock import EPOCH_US
+from simulator.trace import Record
+
+COUNTER_ODD: Final = 1 << 15  # a counter that gets this far within a millisecond runs away
+SLACK_MS: Final = 5  # between a decision and the record of the batch that carries it
+DRIFT_SLACK_MS: Final = 200  # what a clock that drifts by 500 ppm gains in some minutes
+
+
+class Time(Family):
+    kinds = ("commit", "disk.write", "fault.start", "fault.hit")
+    invariants = ("HLC-1", "HLC-2", "HLC-3", "HLC-4", "HLC-5", "HLC-6", "TIME-1")
+
+    def __init__(self, chronicle: Chronicle) -> None:
+        super().__init__(chronicle)
+        self._last: dict[str, tuple[int, str, int]] = {}  # node -> its newest durable stamp, its commit, seq
+        self._ids: dict[tuple[int, str], int] = {}
+        self._worst_ms = 0  # how far some wall clock ever was ahead of true time
+        self._applied: dict[str, Heads] = {}
+
+    def on_event(self, record: Record) -> None:
+        match record.kind:
+            case "commit":
+                self._commit(record)
+            case "disk.write":
+                self._applied_in_time(record)
+            case _:
+                self._look_at_clocks(record.at_us)
+
+    def _look_at_clocks(self, now_us: int) -> None:
+        for node in self.world.nodes.values():
+            self._worst_ms = max(self._worst_ms, node.clock.error_us(now_us) // 1_000)
+
+    # What is written -------------------------------------------------------------------------------
+
+    def _commit(self, record: Record) -> None:
+        written = self.chronicle.commits[record.subject.writer, record.subject.number]
+        commit = written.commit
+        self._grows(record, commit.stamp, commit.writer, commit.number)
+        self._after_what_it_saw(record, commit.stamp, commit.writer, written.seen)
+        self._near_true_time(record, commit.stamp)
+        self.judged("HLC-5", record.node, record)
+        if commit.stamp & 0xFFFF >= COUNTER_ODD:
+            self.fail(
+                "HLC-5", f"{record.node} is at counter {commit.stamp & 0xFFFF} of a millisecond", events=(record.seq,)
+            )
+        known = self._ids.setdefault((commit.stamp, commit.writer), commit.number)
+        self.judged("HLC-6", record.node, record)
+        if known != commit.number:
+            self.fail(
+                "HLC-6",
+                f"commits {known} and {commit.number} of {commit.writer} have one stamp: their order is a tie",
+                events=(record.seq,),
+            )
+        for place, event in enumerate(commit.events):
+            self._in_time(record, EventId(commit.stamp, commit.writer, commit.number, place), event)
+
+    def _grows(self, record: Record, stamp: int, writer: str, number: int) -> None:
+        """Stamps of one node only grow, over restarts too, as long as its disk keeps what it promised."""
+        name = record.node if "~" in record.node else node_of(writer)
+        last = self._last.get(name)
+        self.judged("HLC-1", record.node, record)
+        if last is not None:
+            _, before, at = last
+            kept = incarnation_of(before) == incarnation_of(writer) or self.chronicle.on_disk(record.node, before, at)
+            if kept and stamp <= last[0]:
+                self.fail(
+                    "HLC-1",
+                    f"commit {number} of {writer} is stamped {stamp}, not after {last[0]} of {before}",
+                    events=(record.seq,),
+                )
+        self._last[name] = (stamp, writer, number)
+
+    def _after_what_it_saw(self, record: Record, stamp: int, writer: str, seen: dict[str, int]) -> None:
+        self.judged("HLC-2", record.node, record)
+        for other, number in seen.items():
+            earlier = self.chronicle.commits.get((other, number))
+            if earlier is not None and other != writer and earlier.commit.stamp >= stamp:
+                self.fail(
+                    "HLC-2",
+                    f"{record.node} had seen commit {number} of {other} and stamps {stamp}, not after its "
+                    f"{earlier.commit.stamp}",
+                    events=(earlier.seq, record.seq),
+                )
+
+    def _near_true_time(self, record: Record, stamp: int) -> None:
+        """No stamp is ahead of the furthest wall clock by more than the skew that is accepted."""
+        self.judged("HLC-3", record.node, record)
+        self._look_at_clocks(record.at_us)
+        node = self.world.nodes[record.node]
+        ahead_ms = (stamp >> 16) - (EPOCH_US + record.at_us) // 1_000
+        bound_ms = self._worst_ms + node.settings.max_skew_ms + DRIFT_SLACK_MS
+        if ahead_ms > bound_ms:
+            self.fail(
+                "HLC-3",
+                f"{record.node} stamps {ahead_ms} ms ahead of true time; no clock was ahead by more than "
+                f"{self._worst_ms} ms",
+                events=(record.seq,),
+            )
+
+    def _in_time(self, record: Record, id: EventId, event: object) -> None:
+        """Nothing starts before its time or expires before its deadline, by the clock of whoever decides."""
+        node = self.world.nodes[record.node]
+        wall_ms = node.now.wall_ms
+        if type(event) is ev.Claimed:
+            before = self.chronicle.verdict_before(event.task, id)
+            if before is not None and before.submitted.not_before_ms:
+                self.judged("TIME-1", record.node, record)
+                early_ms = before.submitted.not_before_ms - wall_ms
+                if early_ms > SLACK_MS and not self._steps(record.node):
+                    self.fail("TIME-1", f"{record.node} started {named(event.task)} {early_ms} ms early",
+                              task=event.task, events=(record.seq,))  # fmt: skip
+        elif type(event) is ev.Expired:
+            before = self.chronicle.verdict_before(event.task, id)
+            if before is not None:
+                self.judged("TIME-1", record.node, record)
+                early_ms = before.submitted.deadline_ms - wall_ms
+                if early_ms > SLACK_MS and not self._steps(record.node):
+                    self.fail("TIME-1", f"{record.node} expired {named(event.task)} {early_ms} ms before its deadline",
+                              task=event.task, events=(record.seq,))  # fmt: skip
+
+    def _steps(self, node: str) -> bool:
+        """Whether its wall clock has been made to jump: then what it showed at the decision is not known."""
+        region = self.world.nodes[node].region
+        return any(fault.fault.kind.startswith("clock_") and fault.hits[region] for fault in self.world.faults)
+
+    # What is applied -------------------------------------------------------------------------------
+
+    def _applied_in_time(self, record: Record) -> None:
+        node = self.world.nodes.get(record.node)
+        if node is None or node.replica is None:
+            return
+        life = self.chronicle.node(record.node)
+        before = self._applied.get(life.writer, {})
+        applied = node.applied
+        own_ms = -1
+        for writer, number in applied.items():
+            if writer == life.writer or before.get(writer, 0) >= number or life.floor.get(writer, 0) >= number:
+                continue
+            written = self.chronicle.commits.get((writer, number))
+            if written is None:
+                continue
+            if own_ms < 0:
+                own_ms = own_time_ms(node)
+            self.judged("HLC-4", record.node, record)
+            ahead_ms = (written.commit.stamp >> 16) - own_ms
+            if ahead_ms > node.settings.max_skew_ms + SLACK_MS and not life.restored:
+                self.fail(
+                    "HLC-4",
+                    f"{record.node} has applied commit {number} of {writer}, stamped {ahead_ms} ms ahead of its own "
+                    f"time; the limit is {node.settings.max_skew_ms} ms",
+                    events=(written.seq, record.seq),
+                )
+        self._applied[life.writer] = applied
