@@ -72,6 +72,16 @@ def read(name: str | Path, *, app: App | None = None, find_app: FindApp | None =
     )
 
 
+def app_of(name: str) -> str:
+    """The app that a scenario names, with its file's whole path; "" if it names none."""
+    path = find(name)
+    told = tomllib.loads(path.read_text("utf-8")).get("app", "")
+    file, colon, attribute = str(told).rpartition(":")
+    if not colon:
+        file, attribute = str(told), "app"
+    return f"{(path.parent / file).resolve()}:{attribute}" if file.endswith(".py") else str(told)
+
+
 def parse(
     text: str,
     *,

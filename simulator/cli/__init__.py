@@ -10,6 +10,9 @@ from regions.cli.lazy import LazyGroup
 
 COMMANDS: Final = {
     "run": ("simulator.cli.run:run", "Play a scenario under one seed, and judge it."),
+    "sweep": ("simulator.cli.sweep:sweep", "Play many seeds, and judge them all."),
+    "shrink": ("simulator.cli.shrink:shrink", "Make the smallest scenario that still fails."),
+    "list": ("simulator.cli.list:list_", "Which scenarios, faults and expectations there are."),
 }
 
 

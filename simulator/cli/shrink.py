@@ -1,0 +1,53 @@
+"""`crdtsync sim shrink`: from a failing seed to a scenario that a person can read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from regions.cli.output import print_message
+
+
+@click.command()
+@click.option("--seed", type=int, required=True, help="A seed that fails.")
+@click.option(
+    "--scenario", metavar="SCENARIO", default="swarm", show_default=True, help="A TOML file, a name, or swarm."
+)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Where the scenario goes.")
+@click.option("--kernel", type=click.Choice(["heap", "trio"]), default="heap", show_default=True)
+@click.option("--app", "app_spec", metavar="FILE:app", default="", help="Your own tasks.")
+@click.option("--time", "time_s", type=float, default=60, show_default=True, metavar="S", help="Stop after S seconds.")
+def shrink(*, seed: int, scenario: str, out: Path, kernel: str, app_spec: str, time_s: float) -> int:
+    """Make the smallest scenario that still breaks the invariant which this seed breaks, and write it as TOML.
+
+    Exit 1 if the seed passes.
+    """
+    from regions.execution.registry import load_app
+    from simulator.checkers import all_checkers
+    from simulator.scenario_text import to_toml
+    from simulator.shrink import NothingFailsError
+    from simulator.shrink import shrink as make_smaller
+    from simulator.source import Source
+
+    source = Source(scenario, app_spec, load_app, kernel=kernel)
+    try:
+        found = make_smaller(
+            source.scenario(seed), seed, judges=all_checkers, kernel=kernel, time_s=time_s, progress=print_message
+        )
+    except NothingFailsError as error:
+        print_message(str(error))
+        return 1
+    told = f"""{found.invariant}: {found.text}
+
+Shrunk from: {source.command(seed)}
+Play it:     {Source(str(out), kernel=kernel).command(seed)}"""
+    out.write_text(to_toml(found.scenario, app=source.app_place, comment=told), encoding="utf-8")
+    small = found.scenario
+    click.echo(f"{found.invariant}: {found.text}")
+    click.echo(
+        f"{len(small.plan.faults)} faults, {len(small.loads)} loads, {len(small.regions)} regions are left after "
+        f"{found.runs} runs in {found.real_s:.1f} s{'' if found.over else ' (time is up: it may get smaller yet)'}"
+    )
+    click.echo(Source(str(out), kernel=kernel).command(seed))
+    return 0

@@ -1,0 +1,151 @@
+"""Swarm: from one seed, a scenario of its own: how many regions, how far apart, what they run, and what goes wrong.
+
+Drawing every option for every seed finds more than drawing from all options every time (Groce et al., "Swarm testing",
+ISSTA 2012): a run in which nothing but two kinds of fault happen, often, goes where a run with a little of everything
+never does. So each seed first draws *which* kinds of fault and load it has, and then uses those alone.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Final
+
+from simulator.catalogue import CATALOGUE, Aim, FaultKind, Param
+from simulator.plan import Fault, ParamValue, Plan
+from simulator.scenario import Arrivals, Links, Load, Region, Scenario
+
+DURATION_MS: Final = 120_000
+FAULTY_SHARE: Final = 0.55  # of the time: the rest is for healing, convergence and quiet
+SETTLE_MS: Final = 3_000  # nothing goes wrong before everybody knows everybody
+KINDS_MAX: Final = 6
+FAULTS_MAX: Final = 12
+RATE_PER_S_MAX: Final = 3.0  # of all loads together
+
+#: Where regions are: latitude and longitude. Seven of these are drawn at most.
+PLACES: Final[dict[str, tuple[float, float]]] = {
+    "eu": (50.1, 8.7),
+    "us": (39.0, -77.5),
+    "ap": (1.3, 103.8),
+    "sa": (-23.5, -46.6),
+    "uk": (51.5, -0.1),
+    "jp": (35.7, 139.7),
+    "au": (-33.9, 151.2),
+    "in": (19.1, 72.9),
+    "za": (-33.9, 18.4),
+}
+REGION_COUNTS: Final = (2, 3, 3, 4, 5, 5, 5, 6, 7)  # drawn from; most users have three or five
+MODEL_WEIGHTS: Final = {"noop": 2, "flaky": 2, "charge": 4, "dag": 2, "keyed": 2, "long": 2, "cancel_race": 2}
+
+
+def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
+    """The scenario of this seed; `Scenario.drawn` says what was drawn."""
+    rng = random.Random(f"{seed}/swarm")  # noqa: S311 - chance, no secret
+    names = rng.sample(sorted(PLACES), rng.choice(REGION_COUNTS))
+    regions = tuple(_region(rng, name) for name in names)
+    heal_ms = round(duration_ms * FAULTY_SHARE)
+    kinds = sorted(rng.sample(sorted(CATALOGUE), rng.randint(1, KINDS_MAX)))
+    faults = [_fault(rng, CATALOGUE[rng.choice(kinds)], names, heal_ms) for _ in range(rng.randint(1, FAULTS_MAX))]
+    healed: tuple[str, ...] = ()
+    if len(names) > 2 and rng.random() < 0.15:  # a core alone: whoever is left out stays as it is
+        healed = tuple(sorted(rng.sample(names, len(names) // 2 + 1)))
+    loads = _loads(rng)
+    settings = {
+        "lost_after_ms": rng.choice((1_500, 3_000, 3_000, 8_000)),
+        "heads_interval_ms": rng.choice((500, 2_000, 2_000, 5_000)),
+        "flush_ms": rng.choice((100, 1_000, 1_000, 5_000)),
+        "ended_kept_max": rng.choice((0, 10, 2_000)),
+        "retention_ms": rng.choice((1_000, 30_000, 86_400_000)),
+    }
+    links = Links(
+        rtt_ms=round(rng.uniform(5, 300)), jitter=rng.choice((0.0, 0.05, 0.5)), tail=rng.choice((0.0, 0.001, 0.02))
+    )
+    drawn: dict[str, Any] = {
+        "regions": len(names),
+        "distances": "places" if regions[0].place else f"{links.rtt_ms:g} ms",
+        "kinds": ", ".join(kinds),
+        "faults": len(faults),
+        "loads": ", ".join(f"{load.model} {load.arrivals.per_s:g}/s {load.arrivals.shape}" for load in loads),
+        "healed": ", ".join(healed) or "all",
+        **settings,
+    }
+    return Scenario(
+        name=f"swarm {seed}",
+        regions=regions if rng.random() < 0.7 else tuple(Region(region.name) for region in regions),
+        links=links,
+        loads=loads,
+        plan=Plan((), heal_ms, healed).with_faults(faults),
+        settings=settings,
+        disk_ms=rng.choice(((0.1, 1.0), (1.0, 4.0), (1.0, 4.0), (5.0, 40.0))),
+        duration_ms=duration_ms,
+        drawn=drawn,
+    )
+
+
+def _region(rng: random.Random, name: str) -> Region:
+    return Region(
+        name,
+        PLACES[name],
+        rng.choice((0, 0, rng.randint(-400, 400))),
+        rng.choice((0, rng.randint(-100, 100))),
+        rng.choice((1, 1, 2)),
+        rng.choice((1, 3, 10, 10)),
+    )
+
+
+def _loads(rng: random.Random) -> tuple[Load, ...]:
+    models = rng.choices(sorted(MODEL_WEIGHTS), [MODEL_WEIGHTS[m] for m in sorted(MODEL_WEIGHTS)], k=rng.randint(1, 3))
+    loads = []
+    for model in sorted(set(models)):
+        shape = rng.choice(("constant", "poisson", "poisson", "bursty"))
+        per_s = round(rng.uniform(0.2, RATE_PER_S_MAX / len(models)), 2)
+        options: dict[str, Any] = {}
+        if rng.random() < 0.3:
+            options["partition"] = rng.choice(("wait", "takeover"))
+        if rng.random() < 0.2:
+            options["region"] = "spread"
+        if rng.random() < 0.2:
+            options["delay_ms"] = rng.randint(1, 5_000)
+        loads.append(Load(model, Arrivals(shape, per_s, burst=rng.choice((3, 10))), options=options))
+    return tuple(loads)
+
+
+def _fault(rng: random.Random, kind: FaultKind, names: list[str], heal_ms: int) -> Fault:
+    start_ms = rng.randint(min(SETTLE_MS, heal_ms // 2), max(SETTLE_MS, heal_ms - 2_000))
+    duration_ms = 0
+    if not kind.instant:
+        mean_ms = 4_000 if kind.restarts else 10_000
+        duration_ms = max(200, min(heal_ms - start_ms, round(rng.expovariate(1 / mean_ms))))
+        if kind.restarts and rng.random() < 0.2:
+            duration_ms = 0
+    params = {name: _param(rng, param) for name, param in sorted(kind.params.items()) if rng.random() < 0.7}
+    return Fault(kind.name, start_ms, duration_ms, _targets(rng, kind, names), params)
+
+
+def _param(rng: random.Random, param: Param) -> ParamValue:
+    """Mostly near what is usual, now and then anything that makes sense."""
+    if param.choices:
+        return rng.choice(param.choices)
+    assert not isinstance(param.default, str)
+    if rng.random() < 0.7:
+        value = min(param.high, max(param.low, param.default * rng.choice((-1, 1) if param.low < 0 else (1,))
+                                    * rng.uniform(0.3, 2)))  # fmt: skip
+    else:
+        value = rng.uniform(param.low, param.high)
+    if isinstance(param.default, int):
+        return round(value)
+    return round(value, 3)
+
+
+def _targets(rng: random.Random, kind: FaultKind, names: list[str]) -> tuple[str, ...]:
+    one, other = rng.sample(names, 2)
+    if kind.name == "majorities_ring":
+        return ("*",)
+    if kind.name in ("bridge", "disk_lost", "disk_clone", "disk_old_copy", "disk_lying"):
+        return (one,)
+    if kind.name == "halves":
+        return tuple(sorted(rng.sample(names, max(1, len(names) // 2))))
+    if kind.aim is Aim.LINKS:
+        return (rng.choice((f"{one}>{other}", f"{one}<>{other}", one, "*")),)
+    if rng.random() < 0.1:
+        return ("*",)
+    return tuple(sorted(rng.sample(names, rng.randint(1, max(1, len(names) // 2)))))
