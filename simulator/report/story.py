@@ -43,9 +43,20 @@ class Band(NamedTuple):
 
     @property
     def text(self) -> str:
-        told = " ".join(f"{name.removesuffix('_ms')}={value}" for name, value in sorted(self.fault.params.items()))
-        last = f" for {text_of_ms(self.fault.duration_ms)}" if self.fault.duration_ms else ""
-        return f"{self.fault.kind} {', '.join(self.fault.targets)}{last}{' ' + told if told else ''}"
+        told = "".join(f" {_param_text(name, value)}" for name, value in sorted(self.fault.params.items()))
+        last = f" for {_rough(self.fault.duration_ms)}" if self.fault.duration_ms else ""
+        return f"{self.fault.kind} {', '.join(self.fault.targets)}{last}{told}"
+
+
+def _param_text(name: str, value: object) -> str:
+    if name.endswith("_ms") and isinstance(value, int | float):
+        return f"{name.removesuffix('_ms')}={_rough(round(value))}"
+    return f"{name}={value}"
+
+
+def _rough(duration_ms: int) -> str:
+    """A duration for reading, not for reading back."""
+    return text_of_ms(duration_ms if abs(duration_ms) < 10_000 else round(duration_ms, -2))
 
 
 class Message(NamedTuple):

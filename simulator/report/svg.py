@@ -12,7 +12,7 @@ from simulator.report.story import Band, Bar, Story
 GUTTER: Final = 92  # left of the plots, for names
 RIGHT: Final = 24
 WIDTH: Final = 1160
-PX_PER_S: Final = 14  # a long run gets a wider picture, and scrolls
+PX_PER_S: Final = 8  # a long run gets a wider picture, and scrolls
 WIDTH_MAX: Final = 6_000
 ROWS_MAX: Final = 16  # of attempts beside each other in one lane
 ROW: Final = 9
@@ -94,7 +94,7 @@ class Canvas:
 
 def lanes(story: Story) -> str:
     """Faults above, a lane per region below: who was down, what ran, what was done, what was said."""
-    band_rows = pack([(band.start_us, max(band.end_us, band.start_us + story.end_us // 5)) for band in story.bands])
+    band_rows = pack([(band.start_us, _label_end_us(story, band)) for band in story.bands])
     strip = (max(band_rows, default=-1) + 1) * BAND_ROW + (22 if story.bands else 12)
     packed = {region: _packed(story, region) for region in story.regions}
     heights = {region: 14 + max(3, rows) * ROW + 8 for region, (rows, _, _) in packed.items()}
@@ -120,6 +120,13 @@ def lanes(story: Story) -> str:
         _attempts(canvas, story, region, packed[region], tops[region] + 12)
     canvas.milestones(story, top - 16, y, labels=True)
     return str(canvas)
+
+
+def _label_end_us(story: Story, band: Band) -> int:
+    """Until when a band and the text beside it take their row."""
+    text_us = round(6.4 * len(band.text) * story.end_us / (Canvas(story, 0).width - GUTTER - RIGHT))
+    inside = band.end_us - band.start_us > text_us
+    return band.end_us if inside else band.end_us + text_us + story.end_us // 100
 
 
 def _band(canvas: Canvas, band: Band, row: int, tops: Mapping[str, float], heights: Mapping[str, float]) -> None:
@@ -244,11 +251,15 @@ def clocks(story: Story) -> str:
 
     canvas.axis(top, bottom)
     marks = [0.0]
+    told_at: list[float] = []
     for size in (10.0, 100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0):
         if size <= limit_ms * 1.2:
             marks += [size, -size]
     for mark in marks:
         canvas.line(GUTTER, y(mark * 1_000), canvas.width - RIGHT, y(mark * 1_000), "true-time" if not mark else "grid")
+        if any(abs(y(mark * 1_000) - place) < 13 for place in told_at):
+            continue
+        told_at.append(y(mark * 1_000))
         told = f"{mark / 1_000:+g} s" if abs(mark) >= 1_000 else f"{mark:+g} ms" if mark else "true time"
         canvas.label(GUTTER - 8, y(mark * 1_000) + 4, told, "tick", "end")
     for number, region in enumerate(story.regions):

@@ -1,0 +1,106 @@
+"""Reports: one page that needs nothing else, and prose in the order in which a person asks."""
+
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from simulator import Arrivals, Fault, Load, Plan, Region, Scenario, World, report
+from simulator.report.prose import lanes
+from simulator.report.story import Story
+from simulator.report.svg import pack
+
+SCENARIO = Scenario(
+    name="an <island> & more",
+    text='A story with "quotes".',
+    regions=(Region("eu"), Region("us", wall_off_ms=200), Region("ap")),
+    loads=(Load("charge", Arrivals(per_s=4)), Load("long", Arrivals(per_s=1))),
+    plan=Plan(
+        (
+            Fault("isolate", 4_000, 8_000, ("eu",)),
+            Fault("kill", 6_000, 2_000, ("us",)),
+            Fault("clock_step", 5_000, 0, ("ap",), {"by_ms": 90_000}),
+        )
+    ),
+    expectations=("crashes == 7  # so that there is something to tell",),
+    drawn={"regions": 3},
+)
+
+
+@pytest.fixture(scope="module")
+def world():
+    world = World(SCENARIO, 3, checkers=(report.Watch(),))
+    world.run()
+    return world
+
+
+def test_a_page_is_one_file_that_fetches_nothing(world):
+    page = report.html(world, world.result(), command="crdtsync sim run x --seed 3")
+    for outside in ("http://", "https://", "<script", "<link", "url(http", "@import"):
+        assert outside not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "an &lt;island&gt; &amp; more" in page
+    assert "an <island>" not in page
+    assert "crdtsync sim run x --seed 3" in page
+
+
+def test_a_page_draws_lanes_divergence_and_clocks(world):
+    page = report.html(world, world.result())
+    drawings = ["<svg " + part.partition("</svg>")[0] + "</svg>" for part in page.split("<svg ")[1:]]
+    charts = [ET.fromstring(drawing) for drawing in drawings if 'role="img"' in drawing]
+    assert len(charts) == 3, "each is well-formed XML"
+    lanes_chart, divergence, clocks = drawings[-3:]
+    for css in (
+        "attempt ok",
+        "band family-topology",
+        "shade family-clock",
+        "down",
+        "effect",
+        "message",
+        "dropped",
+        "healed",
+    ):
+        assert f'class="{css}"' in lanes_chart, css
+    assert "all equal at" in divergence
+    assert "+10 s" in clocks
+
+
+def test_a_story_has_what_the_run_had(world):
+    story = Story.of(world)
+    assert [band.fault.kind for band in story.bands] == ["isolate", "clock_step", "kill"]
+    assert [(down.region, down.reason) for down in story.downs] == [("us", "kill")]
+    assert len(story.bars) == len(world.trace.of("task.begin"))
+    assert {bar.outcome for bar in story.bars} >= {"ok"}
+    assert any(message.arrived_us is None for message in story.messages)
+    assert story.clocks["us"][0][1] == 200_000
+
+
+def test_a_failure_is_told_in_the_order_in_which_one_asks(world):
+    told = report.text(world, world.result(), command="crdtsync sim run x --seed 3")
+    order = ["UNMET wanted crashes == 7 (so that", "Reproduce", "crdtsync sim run x --seed 3", "Plan", "isolate eu at 4s",
+             "sim shrink --scenario x --seed 3", "Drawn", "What led to it", "Lanes"]  # fmt: skip
+    places = [told.index(part) for part in order]
+    assert places == sorted(places)
+    assert len(told[told.index("What led to it") : told.index("Lanes")].splitlines()) <= 103
+
+
+def test_a_violation_is_told_with_its_causes():
+    world = World(SCENARIO, 3)
+    world.run()
+    end = world.trace.of("task.end")[5]
+    world.violation("TASK-1", "a task went the wrong way", causes=(end.seq,))
+    told = report.text(world, world.result())
+    assert "VIOLATION TASK-1" in told
+    assert f"because {end.at_s:>10.3f} s  #{end.seq}" in told
+    led = told[told.index("What led to it") : told.index("Lanes")]
+    assert "task.assigned" in led, "the slice goes back along the causes"
+
+
+def test_lanes_show_who_was_down_and_who_ran(world):
+    eu, us, _ap, *_ = lanes(Story.of(world))
+    assert "x" in us
+    assert "x" not in eu
+    assert "#" in eu
+    assert "=" in eu
+
+
+def test_spans_of_one_row_do_not_touch():
+    assert pack([(0, 10), (5, 8), (8, 12), (10, 11)]) == [0, 1, 1, 0]
