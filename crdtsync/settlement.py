@@ -16,6 +16,7 @@ from crdtsync import undoing
 from crdtsync.events import TASK_EVENTS
 from crdtsync.identifiers import TASK_ID_BYTES, TaskId, WriterId
 from crdtsync.log.commit import decode_commit
+from crdtsync.log.heads import Heads
 from crdtsync.region import RegionState
 from crdtsync.tasks import Task
 
@@ -40,6 +41,7 @@ class Settlement:
         self._loading = 0
         self.visited: dict[WriterId, int] = {}
         self._safe: dict[WriterId, int] = {}
+        self._done: tuple[Heads, Heads] | None = None  # stable and applied heads at which nothing was left to visit
 
     # Remembering -------------------------------------------------------------------------------
 
@@ -76,9 +78,12 @@ class Settlement:
         left = VISITS_PER_TURN
         if self._loading or self._full():
             return False  # goes on when those rows are here, or when ended tasks have left memory
-        stable = self._here.stability.stable()
+        stable, applied = self._here.stability.stable(), self._here.log.applied
+        if (stable, applied) == self._done:
+            return False
+        whole = True
         for writer in sorted(stable):
-            upto = min(stable[writer], self._here.log.applied[writer])
+            upto = min(stable[writer], applied[writer])
             while self.visited.get(writer, 0) < upto:
                 if left <= 0:
                     return True
@@ -87,11 +92,14 @@ class Settlement:
                 if tasks is None:
                     if not self._here.log.is_lost(writer, number):  # else it comes from a peer first
                         self._read(writer, number)
+                    whole = False
                     break
                 self.visited[writer] = number
                 left -= 1 + len(tasks)
                 if tasks:
                     self._visit(tasks)
+        if whole:
+            self._done = (stable, applied)
         return False
 
     def _recall(self, writer: WriterId, number: int) -> tuple[TaskId, ...] | None:

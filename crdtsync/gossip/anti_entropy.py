@@ -325,6 +325,8 @@ class Feed:
 
     def next_deadline_ms(self, now_ms: int) -> int | None:
         """When `tick` is next worth calling: a hold or a stall ends. Those that are over do not count."""
+        if not self._holds and not self._stalls:
+            return None
         ends = list(self._holds.values())
         ends += [s.until_ms for writer, s in self._stalls.items() if writer in self._behind and s.until_ms > now_ms]
         return min(ends, default=None)

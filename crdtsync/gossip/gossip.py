@@ -244,20 +244,23 @@ class Gossip:
 
     def next_deadline_ms(self) -> int | None:
         """Monotonic time at which `tick` is next worth calling; None while there is no link."""
-        deadlines = [] if self._exchange.acks_due_ms is None else [self._exchange.acks_due_ms]
-        for known in self._peers.values():
+        first_ms = self._exchange.acks_due_ms
+        for known in self._peers.values():  # asked after every input: no list of all deadlines, just the first
             link = known.link
             if link is None or link.session.state is SessionState.CLOSING:
                 continue
             if not link.is_open:
-                deadlines.append(link.opened.mono_ms + self._settings.hello_timeout_ms)
-                continue
-            deadlines += (link.ping_due_ms, link.heads_due_ms, link.detector.last_ms + self._settings.idle_timeout_ms)
-            for ours in link.domains.values():
-                due_ms = ours.feed.next_deadline_ms(self._mono_ms or 0)
-                if due_ms is not None:
-                    deadlines.append(due_ms)
-        return min(deadlines, default=None)
+                due_ms = link.opened.mono_ms + self._settings.hello_timeout_ms
+            else:
+                idle_ms = link.detector.last_ms + self._settings.idle_timeout_ms
+                due_ms = min(link.ping_due_ms, link.heads_due_ms, idle_ms)
+                for ours in link.domains.values():
+                    freed_ms = ours.feed.next_deadline_ms(self._mono_ms or 0)
+                    if freed_ms is not None and freed_ms < due_ms:
+                        due_ms = freed_ms
+            if first_ms is None or due_ms < first_ms:
+                first_ms = due_ms
+        return first_ms
 
     def take_effects(self) -> list[Effect]:
         """What the driver is to do, in order. A second call returns nothing."""
