@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from crdtsync.identifiers import region_of
 from simulator.checkers.chronicle import Chronicle, Family, told
-from simulator.checkers.peek import queues
+from simulator.checkers.peek import commits_sent, queues
 from simulator.trace import Record
 
 if TYPE_CHECKING:
@@ -15,13 +15,20 @@ if TYPE_CHECKING:
 
 LOOK_US: Final = 1_000_000
 MESSAGES_PER_LINK_S_MAX: Final = 12.0  # of a cluster at rest: pings, heads, acknowledgements, both ways
+SENT_FACTOR: Final = 1.5  # transmissions per commit and region, where nothing is lost
+SENT_FACTOR_LOSSY: Final = (
+    4.0  # with faults that lose frames, processes or disks: what is not known to be there is resent
+)
+SENT_SLACK: Final = 200
+LOSING: Final = ("link_", "isolate", "halves", "bridge", "majorities_ring", "flapping", "kill", "pause", "slow",
+                 "crash_loop", "disk_")  # fmt: skip
 REST_US: Final = 1_000_000  # of the quiet at the end that is left out, while acknowledgements settle
 DIALS_PER_S_MAX: Final = 20.0  # of one node to one peer: more is a reconnect storm
 
 
 class Boundedness(Family):
     kinds = ("disk.write", "net.send", "net.dial")
-    invariants = ("BP-1", "NET-3", "NET-4")
+    invariants = ("BP-1", "NET-2", "NET-3", "NET-4")
 
     def __init__(self, chronicle: Chronicle) -> None:
         super().__init__(chronicle)
@@ -70,6 +77,26 @@ class Boundedness(Family):
                 )
 
     def at_end(self, world: World) -> None:
+        self._sent_once(world)
+        self._at_rest(world)
+
+    def _sent_once(self, world: World) -> None:
+        """Each commit goes once to each other region: about that many are sent, and never back to where they came from."""
+        regions = len(world.scenario.names)
+        needed = len(self.chronicle.commits) * (regions - 1)
+        sent = sum(commits_sent(node) for node in world.nodes.values())
+        lossy = any(active.fault.kind.startswith(LOSING) for active in world.faults if active.hits)
+        for region in world.scenario.names:
+            self.chronicle.vacuity.count("NET-2", region, world.kernel.now_us)
+        bound = needed * (SENT_FACTOR_LOSSY if lossy else SENT_FACTOR) + SENT_SLACK
+        if sent > bound:
+            self.fail(
+                "NET-2",
+                f"{sent} commits were sent where {needed} transmissions suffice ({len(self.chronicle.commits)} commits to "
+                f"{regions - 1} regions each); the bound is {bound:.0f}",
+            )
+
+    def _at_rest(self, world: World) -> None:
         """A cluster that has stood still for a while sends heartbeats only."""
         now_us = world.kernel.now_us
         if world.converged_us is None or now_us - self.chronicle.retried_us < 2 * REST_US:

@@ -46,14 +46,21 @@ class NodeLife:
     on_disk: Heads = field(default_factory=dict)  # highest number per writer
     ever: Heads = field(default_factory=dict)  # the same, without what was lost again
     floor: Heads = field(default_factory=dict)  # dropped, or stood for by a snapshot's rows
-    writing: Persist | None = None
+    acked: Heads = field(default_factory=dict)  # applied and durable, ever: what a member may have acknowledged
+    writing: Heads | None = None  # what was applied when the write under way began
     writer: str = ""
     started_us: int = 0
     applied: Heads = field(default_factory=dict)  # as last looked at in this life
     applied_before: Heads = field(default_factory=dict)  # at the write before this one
-    adopted: Heads | None = None  # a snapshot's facts run ahead until this is applied
+    donor: str = ""  # of a snapshot that is coming in
+    ahead: Heads | None = None  # a snapshot's facts run ahead until this is applied
     restored: bool = False  # its disk lost commits that had been durable
     rebased: bool = False  # and what it has now is not known before its next start
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether it may know facts that its heads do not tell of."""
+        return bool(self.donor) or self.ahead is not None
 
 
 class Chronicle:
@@ -125,9 +132,15 @@ class Chronicle:
             life.ever = dict(life.on_disk)
         if life.rebased:  # an older copy, or nothing: what it holds is what it finds
             life.on_disk = dict(told(record, "heads"))
+            node = self.world.nodes.get(record.node)
+            if node is not None:
+                life.floor = peek.floor(node)
+                life.on_disk.update(_join(life.on_disk, life.floor))
         life.writer = record.id
         life.started_us = record.at_us
-        life.applied, life.applied_before, life.adopted, life.writing = {}, {}, None, None
+        life.applied, life.applied_before, life.writing = {}, {}, None
+        if life.donor:
+            self._end_snapshot(life)
 
     def _down(self, record: Record) -> None:
         self.node(record.node).applied = {}
@@ -155,7 +168,9 @@ class Chronicle:
                 self.attempts[id] = fact
 
     def _write(self, record: Record) -> None:
-        self.node(record.node).writing = record.subject
+        node = self.world.nodes.get(record.node)
+        if node is not None and node.replica is not None:
+            self.node(record.node).writing = node.applied
 
     def _durable(self, record: Record) -> None:
         batch: Persist = record.subject
@@ -165,7 +180,9 @@ class Chronicle:
             life.ever[row.writer] = max(row.number, life.ever.get(row.writer, 0))
         for _, writer, number in batch.drop:
             life.floor[writer] = max(number, life.floor.get(writer, 0))
-        life.writing = None
+        if life.writing is not None:
+            life.acked = _join(life.acked, life.writing)
+            life.writing = None
 
     def _lost(self, record: Record) -> None:
         life = self.node(record.node)
@@ -179,18 +196,23 @@ class Chronicle:
                 life.on_disk[writer] = number - 1
 
     def _notify(self, record: Record) -> None:
+        """Rows of a snapshot arrive before the heads that they stand for: until these are reached, facts run ahead."""
+        life = self.node(record.node)
         if record.id == "snapshot.requested":
-            # Rows arrive before the heads that they stand for: until these are reached, facts run ahead.
-            donor = self.nodes.get(dict(told(record, "facts")).get("peer", ""))
-            if donor is not None:
-                life = self.node(record.node)
-                life.adopted = _join(life.adopted or {}, donor.on_disk, donor.applied)
-        elif record.id == "snapshot.adopted":
-            life, node = self.node(record.node), self.world.nodes.get(record.node)
-            if node is not None and node.replica is not None:
+            life.donor = dict(told(record, "facts")).get("peer", "")
+        elif record.id in ("snapshot.adopted", "snapshot.aborted"):
+            self._end_snapshot(life)
+            node = self.world.nodes.get(record.node)
+            if node is not None and record.id == "snapshot.adopted":
                 floor = peek.floor(node)
-                for heads in (life.floor, life.ever, life.on_disk):
+                for heads in (life.floor, life.ever, life.on_disk, life.acked):
                     heads.update(_join(heads, floor))
+
+    def _end_snapshot(self, life: NodeLife) -> None:
+        donor = self.nodes.get(life.donor)
+        if donor is not None:
+            life.ahead = _join(life.ahead or {}, donor.on_disk, donor.applied)
+        life.donor = ""
 
     # Causality -------------------------------------------------------------------------------------
 
@@ -244,8 +266,12 @@ class Chronicle:
         return life is not None and life.ever.get(writer, 0) >= number
 
     def lacking(self, id: EventId) -> list[str]:
-        """The members whose disk has never had the commit of this event: it cannot be stable yet."""
-        return [name for name in self.world.scenario.names if not self.held_ever(name, id.writer, id.number)]
+        """The members that have never had this event applied and on disk: it cannot be stable yet."""
+        return [
+            name
+            for name in self.world.scenario.names
+            if name not in self.nodes or self.nodes[name].acked.get(id.writer, 0) < id.number
+        ]
 
     def survives(self, id: EventId) -> bool:
         """Whether some main node's disk still has it."""

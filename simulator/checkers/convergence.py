@@ -72,10 +72,11 @@ class Convergence(Family):
                             about=(record.node, writer),
                         )
         self._vectors[record.node] = (life.writer, applied, have)
-        if life.adopted is not None:
-            if any(applied.get(writer, 0) < number for writer, number in life.adopted.items()):
-                return  # a snapshot's rows run ahead of the heads until these are reached
-            life.adopted = None
+        if life.ahead is not None and not life.donor:
+            if all(applied.get(writer, 0) >= number for writer, number in life.ahead.items()):
+                life.ahead = None
+        if life.runs_ahead:
+            return
         self._compare(record, tuple(sorted(applied.items())), node.digest)
 
     def _compare(self, record: Record, cut: tuple[tuple[str, int], ...], digest: bytes) -> None:
@@ -157,7 +158,7 @@ class Convergence(Family):
     def _judge_heads(self) -> None:
         known: dict[tuple[tuple[str, int], ...], tuple[str, bytes, int]] = {}
         for region, (heads, digest, seq) in self._ends.items():
-            if not heads or self.chronicle.node(region).adopted is not None:
+            if not heads or self.chronicle.node(region).runs_ahead:
                 continue
             cut = tuple(sorted(heads.items()))
             other = known.setdefault(cut, (region, digest, seq))
@@ -175,7 +176,7 @@ class Convergence(Family):
 
     def _judge_task(self, task: bytes, shown: dict[str, Record], healed: set[str]) -> None:
         for region, record in shown.items():
-            if region not in self._ends or self.chronicle.node(region).adopted is not None:
+            if region not in self._ends or self.chronicle.node(region).runs_ahead:
                 continue
             facts = self.chronicle.within(task, self._ends[region][0])
             verdict = reckon(facts)

@@ -68,7 +68,7 @@ class Lifecycle(Family):
         heads = self.world.nodes[record.node].applied
         known = [fact for fact in facts if heads.get(fact.id.writer, 0) >= fact.id.number]
         verdict = reckon(known)
-        if verdict is None or row.state not in TERMINAL or life.adopted is not None:
+        if verdict is None or row.state not in TERMINAL or life.runs_ahead:
             return
         self.judged("TASK-4", record.node, record)
         if not verdict.cancelled_for_good:
@@ -76,7 +76,7 @@ class Lifecycle(Family):
             needed = [winner.end[0]] if winner is not None and winner.end is not None else [f.id for f in known]
             for id in needed:
                 lacking = self.chronicle.lacking(id)
-                if lacking and life.adopted is None:
+                if lacking and life.runs_ahead is False:
                     self.fail(
                         "TASK-4",
                         f"{record.node} calls {named(row.task)} settled as {row.state}, though {', '.join(lacking)} "

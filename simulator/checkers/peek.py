@@ -33,6 +33,13 @@ def own_time_ms(node: Node) -> int:
     return max(now.mono_ms + clock._offset_ns // _NS_PER_MS, restored_ms)  # noqa: SLF001
 
 
+def commits_sent(node: Node) -> int:
+    """How many commits a node has sent to peers since its start, repetitions included."""
+    if node.replica is None:
+        return 0
+    return node.replica._neighbours.gossip._wire.counters["commits_sent"]  # noqa: SLF001
+
+
 def queues(node: Node) -> dict[str, tuple[int, int]]:
     """Name -> (length, limit) of whatever may grow in a replica."""
     from crdtsync import replica as core  # noqa: PLC0415 - limits are asked for, not kept

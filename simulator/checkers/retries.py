@@ -96,7 +96,7 @@ class Retries(Family):
     def _dead(self, record: Record, row: TaskRow) -> None:
         """A dead letter is one: its attempts are used up and none is open."""
         life = self.chronicle.node(record.node)
-        if life.adopted is not None:
+        if life.runs_ahead:
             return
         verdict = reckon(self.chronicle.within(row.task, self.world.nodes[record.node].applied))
         if verdict is None:
