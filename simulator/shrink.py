@@ -16,9 +16,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 from simulator.plan import Fault, text_of_ms
-from simulator.result import Checker, Mutant
+from simulator.result import Checker, Mutant, Violation
 from simulator.scenario import Arrivals, Links, Load, Region, Scenario
 from simulator.source import play
+from simulator.world import World
 
 TIME_S: Final = 60.0
 RUNS_MAX: Final = 2_000
@@ -99,7 +100,7 @@ def shrink(
             raise _OutOfTimeError
         found.runs += 1
         try:
-            result = play(candidate, seed, kernel=kernel, checkers=judges(), mutants=mutants())
+            result = _World(invariant, candidate, seed, kernel, judges(), mutants()).run()
         except Exception:  # noqa: BLE001 - a candidate that cannot be played is none
             return None
         for violation in result.violations:
@@ -122,7 +123,10 @@ def shrink(
         return True
 
     try:
-        if invariant != "want":
+        if first.violations:
+            soon_ms = round(first.violations[0].at_s * 1_000) + AFTER_MS
+            if soon_ms < scenario.duration_ms:
+                take(replace(found.scenario, duration_ms=soon_ms), f"over after {text_of_ms(soon_ms)}")
             take(replace(found.scenario, expectations=()), "without expectations")
         while True:
             before = found.scenario
@@ -136,6 +140,27 @@ def shrink(
     found.scenario = replace(found.scenario, drawn={}, name=f"{scenario.name}, shrunk")
     found.real_s = time.monotonic() - began
     return found
+
+
+class _World(World):
+    """A run that ends once the invariant is broken: the rest of it says nothing new."""
+
+    def __init__(
+        self,
+        invariant: str,
+        scenario: Scenario,
+        seed: int,
+        kernel: str,
+        checkers: Sequence[Checker],
+        mutants: Sequence[Mutant],
+    ) -> None:
+        super().__init__(scenario, seed, kernel=kernel, checkers=checkers, mutants=mutants, keep=False)
+        self._wanted = invariant
+
+    def violation(self, invariant: str, text: str, *, causes: tuple[int, ...] = (), task: str = "") -> Violation:
+        if invariant == self._wanted:
+            self.kernel.stop()
+        return super().violation(invariant, text, causes=causes, task=task)
 
 
 Take = Callable[[Scenario, str], bool]

@@ -75,7 +75,7 @@ def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
         loads=loads,
         plan=Plan((), heal_ms, healed).with_faults(faults),
         settings=settings,
-        disk_ms=rng.choice(((0.1, 1.0), (1.0, 4.0), (1.0, 4.0), (5.0, 40.0))),
+        disk_ms=rng.choice(((1.0, 1.0), (1.0, 4.0), (1.0, 4.0), (5.0, 40.0))),
         duration_ms=duration_ms,
         drawn=drawn,
     )

@@ -62,6 +62,10 @@ def causal_slice(world: World, result: Result) -> list[str]:
     violation = result.violations[0] if result.violations else None
     at_us = world.kernel.now_us if violation is None else round(violation.at_s * 1_000_000)
     roots = [cause for cause in violation.causes if 0 <= cause < len(records)] if violation is not None else []
+    if not roots and violation is not None and violation.task:
+        task = violation.task
+        about = [r.seq for r in records if r.at_us <= at_us and (r.id == task or task in r.data)]
+        roots = about[-10:]
     if not roots:  # nothing named: what went wrong with the world, and the last things before it
         telling = ("fault.start", "fault.end", "node.crash", "node.start", "node.failed", "disk.lost", "run.heal")
         kinds = (*telling, "task.end", "client.answer", "notify")

@@ -1,0 +1,132 @@
+"""Sweeps: every seed judged, a share of them played again elsewhere, and an exit code that says so."""
+
+import json
+from collections import Counter
+
+import pytest
+from click.testing import CliRunner
+
+from regions.cli import cli
+from simulator import scenario_toml
+from simulator.catalogue import CATALOGUE
+from simulator.cli.sweep import seeds_of
+from simulator.scenario_text import to_toml
+from simulator.source import Source, play
+from simulator.swarm import draw
+from simulator.sweep import first_difference, outcome_of, sweep
+
+QUIET = 'regions = ["eu", "us"]\nduration = "20s"\n[[load]]\narrivals = { per_s = 2, until = "5s" }\n'
+
+
+@pytest.fixture
+def quiet(tmp_path):
+    file = tmp_path / "quiet.toml"
+    file.write_text(QUIET)
+    return str(file)
+
+
+def test_a_seed_draws_the_same_scenario_every_time_and_it_can_be_written_down():
+    for seed in range(200):
+        scenario = draw(seed)
+        scenario.check()
+        assert scenario == draw(seed)
+        written = scenario_toml.parse(to_toml(scenario))
+        assert (written.plan, written.loads, written.regions) == (scenario.plan, scenario.loads, scenario.regions)
+        assert (written.links, written.settings, written.disk_ms) == (
+            scenario.links,
+            scenario.settings,
+            scenario.disk_ms,
+        )
+
+
+def test_the_swarm_goes_everywhere():
+    scenarios = [draw(seed) for seed in range(400)]
+    kinds = Counter(fault.kind for scenario in scenarios for fault in scenario.plan.faults)
+    assert kinds.keys() == CATALOGUE.keys()
+    assert {len(scenario.regions) for scenario in scenarios} == set(range(2, 8))
+    assert any(scenario.plan.healed for scenario in scenarios)
+
+
+def test_a_sweep_counts_and_compares(quiet):
+    summary = sweep(Source(quiet), range(3))
+    plain = summary.to_plain()
+    assert plain["seeds"] == 3
+    assert plain["rerun"] == 1
+    assert plain["rerun_equal"] is True
+    assert plain["violations"] == []
+    assert plain["events"] > 100
+    assert summary.ok
+
+
+def test_a_seed_that_fails_is_told_with_the_line_that_reproduces_it(tmp_path):
+    file = tmp_path / "fails.toml"
+    file.write_text(QUIET + '[[expect]]\nwant = "crashes == 1"\n')
+    summary = sweep(Source(str(file)), range(2))
+    assert not summary.ok
+    assert summary.failed == [0, 1]
+    told = summary.to_plain()["violations"][0]
+    assert told["reproduce"] == f"crdtsync sim run {file} --seed 0"
+    assert told["text"] == "wanted crashes == 1, but crashes is 0"
+
+
+def test_a_simulator_that_breaks_is_a_finding(quiet, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("simulator.sweep.play", broken)
+    outcome = outcome_of(Source(quiet), 1)
+    assert outcome.violations[0]["invariant"] == "SIM-1"
+
+
+def test_a_run_that_came_out_differently_is_a_failure(quiet, monkeypatch):
+    monkeypatch.setattr("simulator.sweep._run_elsewhere", lambda *_, **__: "a fresh process ended with 3")
+    summary = sweep(Source(quiet), range(1))
+    assert not summary.ok
+    assert summary.to_plain()["rerun_equal"] is False
+    assert summary.unequal == [(0, "a fresh process ended with 3")]
+
+
+def test_the_first_difference_of_two_traces_is_found(tmp_path):
+    line = {"seq": 0, "at_us": 5, "node": "eu", "kind": "node.pause", "id": "eu", "causes": []}
+    for name, at_us in (("one", 5), ("other", 6)):
+        (tmp_path / name).write_text(json.dumps(line) + "\n" + json.dumps({**line, "seq": 1, "at_us": at_us}) + "\n")
+    found = first_difference(tmp_path / "one", tmp_path / "other")
+    assert '"seq": 1, "at_us": 5' in found
+    assert '"at_us": 6' in found
+    assert first_difference(tmp_path / "one", tmp_path / "one") == ""
+
+
+def test_seeds_are_given_from_to():
+    assert seeds_of("3..5") == range(3, 6)
+    assert seeds_of("7") == range(7, 8)
+
+
+@pytest.mark.slow
+def test_a_sweep_in_worker_processes_on_the_command_line(quiet):
+    arguments = ["sim", "sweep", "--scenario", quiet, "--seeds", "0..5", "--jobs", "2", "-o", "json"]
+    done = CliRunner().invoke(cli, arguments, standalone_mode=False)
+    assert done.exception is None
+    assert done.return_value == 0
+    assert json.loads(done.stdout)["seeds"] == 6
+
+
+@pytest.mark.parametrize("name", [name for name in scenario_toml.names() if name != "long_isolation"])
+def test_every_scenario_passes_on_one_seed(name):
+    found = outcome_of(Source(name), 1)
+    assert not found.violations, found.violations[:3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", scenario_toml.names())
+def test_every_scenario_passes_on_twenty_seeds(name):
+    summary = sweep(Source(name), range(20))
+    assert summary.ok, summary.to_plain()["violations"][:3]
+
+
+def test_what_ships_can_fail():
+    """A scenario whose faults are left out does not get what it wants: its story has to happen."""
+    scenario = scenario_toml.read("double_charge")
+    from dataclasses import replace
+
+    tame = replace(scenario, plan=replace(scenario.plan, faults=(), heal_ms=scenario.plan.healed_ms))
+    assert play(tame, 1).unmet
