@@ -183,7 +183,7 @@ _KINDS: Final = (
     _kind(
         "clock_step",
         Aim.REGIONS,
-        "The wall clock jumps, and stays there.",
+        "The wall clock jumps, and stays there until the healing.",
         instant=True,
         by_ms=Param(1_000, -3_600_000, 3_600_000),
     ),

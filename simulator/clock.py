@@ -22,7 +22,8 @@ class LocalClock:
     """
 
     def __init__(self, *, booted_us: int = 0, wall_off_us: int = 0, drift_ppm: int = 0) -> None:
-        self.offset_us = wall_off_us  # steps add up here
+        self.offset_us = self._own_off_us = wall_off_us  # steps add up in the first
+        self._own_ppm = drift_ppm
         self._base_us = 0  # true time of the last change of rate
         self._mono_us = booted_us  # at that time
         self._wall_us = EPOCH_US  # at that time, without what is wrong with it
@@ -94,6 +95,12 @@ class LocalClock:
         """End strobe and standstill."""
         self._strobe = None
         self._frozen_us = None
+
+    def set_right(self, now_us: int) -> None:
+        """Somebody looks after this machine's clock: all that faults did to it is undone."""
+        self.mend()
+        self.offset_us = self._own_off_us
+        self.drift(self._own_ppm, now_us)
 
     def boot(self, now_us: int) -> None:
         """The machine lost power and starts again: its monotonic clock counts from 0."""

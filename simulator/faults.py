@@ -57,7 +57,7 @@ class ActiveFault:
     def begin(self) -> None:
         fault, world = self.fault, self._world
         params = tuple(sorted(fault.params.items()))
-        self.seq = world.trace.add("fault.start", "", self.id, (fault.kind, fault.targets, params))
+        self.seq = world.trace.add("fault.start", "", self.id, (fault.kind, fault.targets, params), subject=fault)
         BEGIN[fault.kind](world, self)
         if not fault.spec.instant:
             world.kernel.at(fault.end_ms * 1_000, self.end)

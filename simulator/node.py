@@ -118,6 +118,7 @@ class Node:
         self._draining = False
         self._timer_us: int | None = None
         self._cause = -1
+        self._write = -1  # the disk.write under way
         self._inputs: list[int] = []
         self._tickets = 0
         self._answers: dict[int, tuple[Guest, Answer]] = {}
@@ -231,7 +232,7 @@ class Node:
         if tail.batch is not None:
             commits = tuple((row.writer, row.number) for row in tail.batch.commits)
             kind, data = ("disk.durable", ()) if tail.kept else ("disk.lost", (commits, "not yet on disk"))
-            self._trace.add(kind, self.name, f"b{tail.batch.batch}", data, (cause,), subject=tail.batch)
+            self._trace.add(kind, self.name, f"b{tail.batch.batch}", data, (self._write, cause), subject=tail.batch)
         if tail.commits:
             self.lost(tail.commits, "the disk had lied", cause)
         if power:
@@ -483,6 +484,7 @@ class Node:
                 trace.add("commit", self.name, f"{row.writer}:{row.number}", data, causes, subject=row)
         write = (tuple(commits), len(effect.rows), size)
         seq = trace.add("disk.write", self.name, f"b{effect.batch}", write, causes, subject=effect)
+        self._write = seq
         self.disk.begin(effect)
         self._kernel.after(self.disk.write_us(), self._written, self.life, effect, seq)
 

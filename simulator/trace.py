@@ -125,7 +125,7 @@ class Record(NamedTuple):
         return plain
 
 
-#: Kind -> what else the JSON line says, made from the record's subject when it is written. Filled by `details`.
+#: Kind -> what else, or better, the JSON line says, made from the record's subject when it is written.
 DETAILS: Final[dict[str, Callable[[Any], Mapping[str, Any]]]] = {}
 
 Listener = Callable[[Record], None]
@@ -233,4 +233,4 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    return value
+    return value if isinstance(value, str | int | float) or value is None else str(value)

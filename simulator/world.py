@@ -50,6 +50,9 @@ REVIVE_US: Final = 1_000_000  # a worker that died of its handler is started aga
 VIOLATIONS_MAX: Final = 100  # of one run; more say nothing new
 
 DETAILS["commit"] = commit_details
+DETAILS["client.answer"] = lambda operation: {"value": operation.value}
+DETAILS["fault.start"] = lambda fault: {"params": dict(fault.params)}
+DETAILS["notify"] = lambda effect: {"facts": effect.facts}
 
 
 class Sample(NamedTuple):
@@ -246,6 +249,8 @@ class World:
             active.end(whole)
         for node in self.healed_nodes():
             node.trap = None
+            node.clock.set_right(self.kernel.now_us)
+            node.rearm()
         self.healed = True
         self._quiet_us = self.kernel.now_us
         for checker in self.checkers:

@@ -73,3 +73,14 @@ def test_a_timer_is_due_when_the_monotonic_clock_says_so(ppm, booted_us, now_us,
 @pytest.mark.parametrize("ppm", [-500, 0, 500])
 def test_a_timer_that_is_past_is_due_now(ppm):
     assert LocalClock(drift_ppm=ppm).true_us(5, 10 * S) == 10 * S
+
+
+def test_a_clock_is_set_right_to_what_its_region_has():
+    clock = LocalClock(wall_off_us=300, drift_ppm=100)
+    clock.step(5 * S)
+    clock.drift(-500, S)
+    clock.strobe(1, 2)
+    clock.set_right(2 * S)
+    assert clock.offset_us == 300
+    assert clock.drift_ppm == 100
+    assert clock.wall_us(2 * S) == EPOCH_US + 300 + S + 100 + S - 500
