@@ -83,16 +83,6 @@ def incarnation_of(writer: str) -> int:
     return int(writer[writer.index("#") + 1 : writer.rindex("-")])
 
 
-def parse_event_id(text: str) -> EventId:
-    """Inverse of `str(EventId)`. Raises ValueError."""
-    head, _, stamp = text.rpartition("@")
-    writer, _, place = head.rpartition(":")
-    number, _, index = place.partition(".")
-    if not is_writer(writer):
-        raise ValueError(f"not an event id: {text!r}")
-    return EventId(int(stamp), WriterId(writer), int(number), int(index))
-
-
 def parse_task_id(text: str) -> TaskId:
     """A task id as people and JSON write it: 32 hex digits, dashes allowed. Raises ValueError."""
     raw = bytes.fromhex(text.replace("-", ""))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from crdtsync.effects import TaskRow
-from crdtsync.events import Submitted, TaskEvent
+from crdtsync.events import TASK_EVENTS, TaskEvent
 from crdtsync.history import Facts
 from crdtsync.identifiers import Domain, EventId, TaskId
 from crdtsync.log.bloom import KnownIds
@@ -218,8 +218,4 @@ class TaskTable:
 
 def ids_needed(events: Iterable[object]) -> set[TaskId]:
     """The tasks whose facts must be in memory before these events are folded."""
-    return {event.task for event in events if hasattr(event, "task") and len(event.task) == 16}
-
-
-def parents_of(submitted: Submitted) -> tuple[TaskId, ...]:
-    return tuple(parent for parent, _ in submitted.after)
+    return {event.task for event in events if type(event) in TASK_EVENTS}  # type: ignore[attr-defined]

@@ -7,12 +7,12 @@ the worker hears of it once that commit is durable.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, Final
+from typing import Final
 
 from crdtsync import lifecycle
 from crdtsync.effects import Assignment, Run, Stop
 from crdtsync.events import Claimed, Ended
-from crdtsync.identifiers import AttemptId, EventId, TaskId, WorkerId
+from crdtsync.identifiers import AttemptId, TaskId, WorkerId
 from crdtsync.protocol.codec import encode_value
 from crdtsync.region import RegionState
 from crdtsync.scheduling.ready import Lane, ReadyQueue
@@ -223,7 +223,3 @@ class Dispatcher:
     def lane_of(self, view: TaskView) -> Lane:
         assert view.submitted is not None
         return view.submitted.queue, view.submitted.name
-
-    def running_record(self, attempt: EventId) -> dict[str, Any] | None:
-        running = self._workers.running.get(attempt)
-        return None if running is None else {"worker": running.worker, "progress": running.progress}
