@@ -217,7 +217,7 @@ class Durability(Family):
                 self.judged("DUR-1", region, record)
                 self._on_disk(record, region, task, ev.Submitted, "the submission")
                 self._promised.setdefault(task, (region, record))
-        elif operation.op == "cancel" and isinstance(operation.value, dict) and operation.value.get("cancelled"):
+        elif operation.op == "cancel" and _is_taken(operation.value):
             task = bytes.fromhex(operation.task)
             self.judged("DUR-1", region, record)
             self._on_disk(record, region, task, ev.CancelRequested, "a cancel")
@@ -265,6 +265,11 @@ class Durability(Family):
                         task=task,
                         events=(record.seq,),
                     )
+
+
+def _is_taken(value: Any) -> bool:
+    """Whether the answer to a cancel says that it was noted, rather than that it came too late."""
+    return isinstance(value, dict) and not str(value.get("answer", "already")).startswith("already")
 
 
 def _accepted(value: Any) -> list[bytes]:

@@ -12,6 +12,7 @@ COMMANDS: Final = {
     "run": ("simulator.cli.run:run", "Play a scenario under one seed, and judge it."),
     "sweep": ("simulator.cli.sweep:sweep", "Play many seeds, and judge them all."),
     "shrink": ("simulator.cli.shrink:shrink", "Make the smallest scenario that still fails."),
+    "mutants": ("simulator.cli.mutants:mutants", "Plant bugs, and see that each is noticed."),
     "list": ("simulator.cli.list:list_", "Which scenarios, faults and expectations there are."),
 }
 

@@ -1,0 +1,153 @@
+"""Hunting grounds: small scenarios in which planted bugs have a chance to show, one function of the seed each."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, Final
+
+from simulator.clock import EPOCH_US
+from simulator.plan import Fault, Plan
+from simulator.scenario import Arrivals, Load, Region, Scenario
+
+REGIONS: Final = ("ap", "eu", "us")
+DEADLINE_MS: Final = EPOCH_US // 1_000 + 14_000
+
+
+def _rng(seed: int, ground: str) -> random.Random:
+    return random.Random(f"{seed}/{ground}")  # noqa: S311 - chance, no secret
+
+
+def _load(model: str, per_s: float, **options: Any) -> Load:
+    return Load(model, Arrivals(per_s=per_s), options=options)
+
+
+MIXED: Final = (
+    _load("charge", 1.5),
+    _load("cancel_race", 0.6),
+    _load("keyed", 0.6),
+    _load("flaky", 0.8, attempts=2),
+    _load("dag", 0.3),
+    _load("long", 0.3),
+)
+
+
+def _scenario(name: str, faults: tuple[Fault, ...], loads: tuple[Load, ...] = MIXED, **rest: Any) -> Scenario:
+    heal_ms = rest.pop("heal_ms", 34_000)
+    regions = tuple(Region(region) for region in REGIONS)
+    return Scenario(name, regions, loads=loads, plan=Plan((), heal_ms).with_faults(faults), **rest)
+
+
+def storm(seed: int) -> Scenario:
+    """A cut, a crash and dying workers under every kind of load."""
+    rng = _rng(seed, "storm")
+    alone, dies, other = rng.sample(REGIONS, 3)
+    return _scenario(
+        "storm",
+        (
+            Fault("isolate", 8_000, rng.randint(8_000, 14_000), (alone,), {"how": rng.choice(("reset", "black_hole"))}),
+            Fault("kill", rng.randint(5_000, 7_000), 2_000, (dies,)),
+            Fault("kill", rng.randint(26_000, 28_000), 1_500, (other,)),
+            Fault("worker_crash", rng.randint(10_000, 12_000), 1_000, (alone,)),
+            Fault("worker_hang", rng.randint(13_000, 15_000), 5_000, (other,)),
+            Fault("failing", 5_000, 25_000, ("*",), {"rate": 0.25}),
+            Fault("duplicate_submits", 2_000, 30_000, ("*",), {"rate": 0.2}),
+        ),
+    )
+
+
+def calm(seed: int) -> Scenario:
+    """Nothing goes wrong: what still breaks is broken always."""
+    _rng(seed, "calm")
+    return _scenario("calm", (), heal_ms=12_000)
+
+
+def crashes(seed: int) -> Scenario:
+    """Processes die at the worst moment, on slow disks."""
+    rng = _rng(seed, "crashes")
+    moments = ("now", "persist", "reply", "run", "send")
+    kills = [
+        Fault(
+            "kill",
+            rng.randint(4_000, 25_000),
+            rng.randint(300, 2_000),
+            (rng.choice(REGIONS),),
+            {"when": rng.choice(moments), "nth": rng.randint(1, 4)},
+        )
+        for _ in range(5)
+    ]
+    slow = Fault("disk_slow", 3_000, 25_000, ("*",), {"fsync_ms": 120})
+    return _scenario("crashes", (*kills, slow, Fault("duplicate_submits", 2_000, 28_000, ("*",), {"rate": 0.4})))
+
+
+def loss(seed: int) -> Scenario:
+    """Frames vanish, overtake one another and come twice."""
+    del seed
+    return _scenario(
+        "loss",
+        (
+            Fault("link_loss", 3_000, 22_000, ("*",), {"rate": 0.15}),
+            Fault("link_reorder", 3_000, 22_000, ("*",), {"rate": 0.3, "up_to_ms": 400}),
+            Fault("link_duplicate", 3_000, 22_000, ("*",), {"rate": 0.2}),
+            Fault("isolate", 12_000, 5_000, ("eu",)),
+        ),
+    )
+
+
+def skew(seed: int) -> Scenario:
+    """Clocks are set by hand and nodes restart under them."""
+    rng = _rng(seed, "skew")
+    one, other, _ = rng.sample(REGIONS, 3)
+    return _scenario(
+        "skew",
+        (
+            Fault("clock_step", 5_000, 0, (one,), {"by_ms": -4_000}),
+            Fault("kill", 9_000, 500, (one,)),
+            Fault("clock_offset", 11_000, 20_000, (other,), {"off_ms": 3_000}),
+            Fault("kill", 13_000, 500, (other,)),
+        ),
+    )
+
+
+def forgetful(seed: int) -> Scenario:
+    """Commits are dropped soon, and a disk is lost: a snapshot has to make up for it."""
+    rng = _rng(seed, "forgetful")
+    return _scenario(
+        "forgetful",
+        (
+            Fault("isolate", 6_000, 6_000, (rng.choice(REGIONS),)),
+            Fault("disk_lost", 20_000, 1_000, (rng.choice(REGIONS),)),
+            Fault("kill", 28_000, 500, (rng.choice(REGIONS),)),
+        ),
+        settings={"retention_ms": 1_000, "flush_ms": 100, "ended_kept_max": 10},
+    )
+
+
+def deadlines(seed: int) -> Scenario:
+    """Few workers, many tasks, and a deadline for all of them."""
+    rng = _rng(seed, "deadlines")
+    regions = tuple(Region(region, credits=1) for region in REGIONS)
+    loads = (_load("long", 2.0, deadline_ms=DEADLINE_MS), _load("flaky", 1.0))
+    return Scenario(
+        "deadlines",
+        regions,
+        loads=loads,
+        plan=Plan((Fault("isolate", 8_000, 9_000, (rng.choice(REGIONS),)),), 20_000),
+    )
+
+
+def keyed(seed: int) -> Scenario:
+    """The same few keys from everywhere, and restarts between."""
+    rng = _rng(seed, "keyed")
+    return _scenario(
+        "keyed",
+        tuple(Fault("kill", at, 800, (rng.choice(REGIONS),)) for at in (10_000, 16_000, 22_000)),
+        (_load("keyed", 3.0, partition="wait"), _load("noop", 0.5)),
+        settings={"ended_kept_max": 0, "flush_ms": 100},
+    )
+
+
+#: Name -> the scenario of a seed.
+GROUNDS: Final[dict[str, Callable[[int], Scenario]]] = {
+    ground.__name__: ground for ground in (storm, calm, crashes, loss, skew, forgetful, deadlines, keyed)
+}
