@@ -21,12 +21,17 @@ LOAD_IDS_MAX: Final = 500  # ids in one Load: what SQLite takes as bound variabl
 
 
 class Waiting:
-    __slots__ = ("missing", "tasks", "then")
+    __slots__ = ("missing", "pinned", "then")
 
-    def __init__(self, tasks: frozenset[TaskId], missing: set[TaskId], then: Callable[[], None]) -> None:
-        self.tasks = tasks
+    def __init__(self, missing: set[TaskId], then: Callable[[], None]) -> None:
         self.missing = missing
         self.then = then
+        self.pinned: list[Task] = []  # what it needs and has: it must still be there when the rest has come
+
+    def pin(self, task: Task | None) -> None:
+        if task is not None:
+            task.pins += 1
+            self.pinned.append(task)
 
 
 class Loader:
@@ -65,8 +70,10 @@ class Loader:
                 f"{self._count} requests wait for facts on disk, more than {WAITING_MAX} are not queued: "
                 "ask again in a moment"
             )
-        request = Waiting(wanted, missing | behind, then)
+        request = Waiting(missing | behind, then)
         self._count += 1
+        for task in wanted - request.missing:
+            request.pin(self._table.get(task))
         for task in request.missing:
             self._waiting.setdefault(task, []).append(request)
         fresh = [task for task in sorted(missing) if task not in self._asked]
@@ -99,17 +106,15 @@ class Loader:
     def _arrived(self, task_id: TaskId) -> None:
         for request in self._waiting.pop(task_id, ()):
             request.missing.discard(task_id)
+            request.pin(self._table.get(task_id))
             if not request.missing:
                 self._run(request)
 
     def _run(self, request: Waiting) -> None:
         self._count -= 1
-        pinned = [task for id in request.tasks if (task := self._table.get(id)) is not None]
-        for task in pinned:
-            task.pins += 1
         try:
             request.then()
         finally:
-            for task in pinned:
+            for task in request.pinned:
                 task.pins -= 1
                 self._table.touch(task)
