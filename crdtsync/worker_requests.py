@@ -76,6 +76,7 @@ class WorkerRequests:
             "stop": [tuple(attempt) for attempt in stop],
         }
         self._reply(ticket, reply)
+        self._dispatcher.assign_again(worker, frozenset(EventId(*ref) for ref in command.running))  # type: ignore[arg-type]
         here.notify("info", "worker.connected", worker=worker.id, app=worker.app, tasks=sorted(worker.names))
         self._lanes_changed()
 

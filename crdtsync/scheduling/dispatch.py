@@ -116,17 +116,31 @@ class Dispatcher:
             )
         )
         self._workers.assign(worker, attempt, task.id)
-        view = here.table.view(task)
-        checkpoint = newest_checkpoint(task.facts, attempt)
         if submitted.options.timeout_ms:
             here.timers.at_mono(here.now.mono_ms + submitted.options.timeout_ms, ("timeout", attempt))
+        return self._assignment(task, attempt)
+
+    def _assignment(self, task: Task, attempt: AttemptId) -> Assignment:
+        """What a worker is told of an attempt of ours, as its claim has it."""
+        here = self._here
+        view = here.table.view(task)
+        submitted, known, shown = view.submitted, task.facts.attempt(attempt), view.attempt(attempt)
+        assert submitted is not None
+        assert known is not None
+        assert known.claim is not None
+        assert shown is not None
+        claim = known.claim
+        relies = frozenset(claim.relies)
+        continued = () if claim.continues is None else inherited_effects(task.facts, claim.continues)
+        inherited = [effect for effect in continued if not relies.isdisjoint(effect.ids)]
+        checkpoint = newest_checkpoint(task.facts, attempt)
         return Assignment(
             task=task.id,
             attempt=attempt,
-            number=len(view.attempts),
+            number=shown.number,
             name=submitted.name,
             payload=submitted.payload,
-            term=view.term,
+            term=claim.term,
             region=here.me,
             fence=0,
             deadline_ms=submitted.deadline_ms,
@@ -138,6 +152,24 @@ class Dispatcher:
             undoes=submitted.payload if submitted.undoes is not None else None,
             document=here.documents.state((here.domain, task.id, "")),
         )
+
+    def assign_again(self, worker: Worker, reported: Collection[AttemptId]) -> None:
+        """A worker came back and does not report attempts that it was given: it never heard of them.
+
+        The connection broke under the assignment. Unless it is told again, the attempt stays open for
+        as long as the worker lives. Told twice, it runs once: workers know attempts by their id.
+        """
+        assignments: list[Assignment] = []
+        for attempt, task_id in list(worker.running.items()):
+            running, task = self._workers.running.get(attempt), self._here.table.get(task_id)
+            if attempt in reported or running is None:
+                continue
+            if task is None or running.stop or attempt not in self._here.table.view(task).open_attempts:
+                self.lose(attempt, "stopped")
+            else:
+                assignments.append(self._assignment(task, attempt))
+        if assignments:
+            self._here.emit(Run(worker.id, tuple(assignments)))
 
     # Ending ------------------------------------------------------------------------------------
 

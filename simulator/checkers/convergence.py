@@ -24,7 +24,7 @@ RTTS: Final = 20
 
 
 class Convergence(Family):
-    kinds = ("disk.write", "disk.durable", "heads", "view", "node.start")
+    kinds: tuple[str, ...] = ("disk.write", "disk.durable", "heads", "view", "node.start")
     invariants = ("CONV-1", "CONV-2", "CONV-4", "CONV-5", "CONV-6", "CONV-8")
 
     def __init__(self, chronicle: Chronicle) -> None:

@@ -326,6 +326,24 @@ def test_an_effect_is_inherited_by_the_next_attempt_and_done_once() -> None:
     assert tries[0].root == tries[1].root == tries[0].attempt
 
 
+def test_an_assignment_that_its_worker_never_got_is_sent_again_when_the_worker_is_back() -> None:
+    """Found in swarm seed 53: a node that had been paused assigned over a connection that was gone. The worker came
+    back in time, under its old name, and the attempt stayed open for ever."""
+    cluster = Cluster("eu", tasks={"noop": succeed}, workers=False)
+    worker = cluster.worker("eu")
+    cluster.run_for(100)
+    del cluster.nodes["eu"].workers[worker.name]  # frames to it get lost
+    task = cluster.submit("eu", "noop")
+    cluster.run_for(500)
+    assert cluster.show("eu", task)["state"] == "running"
+    cluster.nodes["eu"].workers[worker.name] = worker
+    worker.hello()
+    cluster.run_for(500)
+    record = cluster.show("eu", task)
+    assert record["state"] == "succeeded"
+    assert len(record["attempts"]) == 1
+
+
 def test_a_restart_shows_the_same_state() -> None:
     cluster = Cluster("eu", tasks={"noop": succeed, "flaky": failing(1)}, credits=3)
     for _ in range(20):
