@@ -145,6 +145,7 @@ class Replica:
         self._started = False
         self._folded = False  # everything that the disk held at start is folded
         self._more = False
+        self._turn_due = False  # commands were carried out since the last turn
         self._queue: deque[tuple[Any, Any]] = deque()
         self._was_trusted = False
         self._rows.restore(meta, derive=derive)
@@ -258,7 +259,11 @@ class Replica:
         self._run()
 
     def submit(self, command: Any, now: Now, ticket: Any = None) -> None:
-        """One command; its answers are `Reply` effects with `ticket`."""
+        """One command; its answers are `Reply` effects with `ticket`.
+
+        What follows from it (reviews, claims) is done when effects are taken, once for all commands
+        that came together: a turn costs as much as what most commands do.
+        """
         self._here.now = now
         if not self._folded:
             if len(self._queue) >= QUEUED_MAX:
@@ -268,7 +273,7 @@ class Replica:
                 self._queue.append((command, ticket))
         else:
             self._desk.do(command, ticket)
-        self._run()
+        self._turn_due = True
 
     def forget(self, ticket: Any) -> None:
         """Whoever held `ticket` is gone: nothing more is sent to it."""
@@ -371,6 +376,8 @@ class Replica:
 
     def take_effects(self) -> list[Effect]:
         """What is to be done, in order. A second call returns nothing new."""
+        if self._turn_due:
+            self._run()
         outbox = self._here.outbox
         if outbox.under_way is None and self._started:
             if self._here.unsaved or not outbox.next.empty or self._rows.flushing or self._rows.crowded:
@@ -417,6 +424,7 @@ class Replica:
         """After each input: apply, settle, review, dispatch, until there is nothing left or the turn is over."""
         if not self._started:
             return
+        self._turn_due = False
         self._more = self._intake.apply()
         if not self._folded and self._nothing_to_fold():
             self._folded = True
