@@ -130,10 +130,13 @@ class Stability:
 
     def advance(self, applied: Heads) -> bool:
         """The applied heads moved. Returns whether the stable cut did."""
+        if applied is self._applied:
+            return False
         self._applied = applied
         before = self._stable
         for member in self._members.values():
-            self._settle(member)
+            if member.last is not None or member.first is not None:
+                self._settle(member)
         return self._stable != before
 
     def stable(self) -> Heads:
