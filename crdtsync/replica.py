@@ -54,6 +54,7 @@ QUEUED_MAX: Final = 10_000  # commands that may wait until the log is folded aft
 TIMERS_PER_TURN: Final = 1_000
 TURN_MS: Final = 1  # when there is more to do than one turn allows: the next one follows at once
 COMPACT_MS: Final = 2_000  # how often commits past retention are looked for
+ORPHAN_RETRY_MS: Final = 500  # while older attempts may not be ended yet
 LANES_MS: Final = 500  # how often it is judged whether work waits here that no worker can run
 TAKEOVER_MS: Final = 250  # how often silence is judged
 DAMAGED_ADVICE: Final = "stop this node, move its data away, start it: it fetches what its peers hold"
@@ -494,7 +495,10 @@ class Replica:
         elif what == "orphan":
             running = self._workers.running.get(EventId(*which))
             if running is not None and running.worker is None:
-                self._dispatcher.lose(EventId(*which), "restart")
+                if self._neighbours.may_touch_old():
+                    self._dispatcher.lose(EventId(*which), "restart")
+                else:  # its end may stand in commits of ours that only peers have
+                    here.timers.at_mono(mono_ms + ORPHAN_RETRY_MS, (what, which))
         elif what == "worker":
             self._worker_requests.check(which)
 

@@ -234,6 +234,37 @@ def test_a_disk_from_an_old_copy_recovers_its_own_tail_from_its_peers() -> None:
     assert {alarm.what for alarm in cluster.alarms()} == {"disk.behind"}
 
 
+def test_an_old_copy_ends_no_attempt_whose_end_a_peer_may_know() -> None:
+    """Found in swarm seed 46: a node that knew its disk to be behind gave up an attempt of its earlier incarnation
+    while a member that may have known its end had not answered."""
+    cluster = Cluster(*REGIONS, tasks={"noop": succeed, "long": lambda _: Outcome(after_ms=3_000)})
+    node = cluster.nodes[RegionId("eu")]
+    task = cluster.submit("eu", "long", partition="wait")
+    cluster.run_for(1_000)
+    old = copy.deepcopy(node.store)
+    cluster.submit("eu")  # us hears of this, so that it knows the copy to be old
+    cluster.run_for(500)
+    cluster.cut("eu", "us")
+    cluster.cut("us", "ap")
+    cluster.run_for(3_000)  # ap alone hears how the attempt ended
+    assert cluster.state("ap", task) == "succeeded"
+    cluster.crash("eu")
+    node.workers.clear()
+    node.store = old
+    node.store._open = False
+    cluster.heal()
+    cluster.isolate("ap")
+    cluster.restart("eu")
+    cluster.run_for(8_000)
+    assert [attempt["state"] for attempt in cluster.show("eu", task)["attempts"]] == ["open"]
+    cluster.heal()
+    cluster.run_for(5_000)
+    assert cluster.converge()
+    record = cluster.show("eu", task)
+    assert record["state"] == "succeeded"
+    assert not record["conflicts"]
+
+
 @pytest.mark.parametrize("restarts", [1, 4])
 @pytest.mark.parametrize("clock_back_ms", [0, 10**6])
 def test_a_disk_that_forgot_its_last_starts_is_heard_all_the_same(restarts: int, clock_back_ms: int) -> None:
