@@ -7,6 +7,7 @@ VENV ?= .venv
 TESTS ?= tests
 SCENARIO ?= split_brain
 SEED ?= 1
+SEEDS ?= 0..99
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -120,6 +121,26 @@ format: venv ## Put the code in the house format, and fix what ruff can
 simulate: venv ## Play a scenario in virtual time (SCENARIO=name or file, SEED=7, ARGS=...)
 	$(BIN)/crdtsync sim run $(SCENARIO) --seed $(SEED) $(ARGS)
 
+.PHONY: sweep
+sweep: venv ## Play many seeds of the swarm, and judge them all (SEEDS=0..999, ARGS='--jobs 2')
+	$(BIN)/crdtsync sim sweep --seeds $(SEEDS) $(ARGS)
+
+.PHONY: mutants
+mutants: venv ## Plant bugs in the core, and see that the simulator notices each (ARGS='NAME ...')
+	$(BIN)/crdtsync sim mutants $(ARGS)
+
+# An environment of their own: plots and kernels are heavy, and nothing else needs them.
+$(VENV)-notebooks/installed.stamp: requirements/notebooks.txt $(VENV)/created.stamp
+	@echo "installing requirements/notebooks.txt"
+	@$(BIN)/python -m venv --clear $(VENV)-notebooks
+	@$(VENV)-notebooks/bin/python -m pip --disable-pip-version-check --no-input --quiet --quiet install \
+	    --require-hashes -r requirements/notebooks.txt
+	@touch $@
+
+.PHONY: notebooks
+notebooks: $(VENV)-notebooks/installed.stamp ## Execute the notebooks (ARGS='--keep FOLDER' leaves what they show)
+	PYTHONPATH=. $(VENV)-notebooks/bin/python notebooks/execute.py $(ARGS)
+
 .PHONY: docs
 docs: venv ## Check that every relative link in the documentation resolves
 	$(BIN)/python docs/check_links.py
@@ -134,15 +155,11 @@ endef
 bench: ## Run the benchmarks (not implemented yet)
 	$(call not_implemented,CHANGELOG.md under Unreleased; there are no benchmarks before there is a node to measure)
 
-.PHONY: notebooks
-notebooks: ## Execute the notebooks (not implemented yet)
-	$(call not_implemented,CHANGELOG.md under Unreleased; the notebooks import the simulator and come after it)
-
 # --- and the rest
 
 .PHONY: clean
 clean: ## Remove the virtual environment and what tools left
-	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* \
+	rm -rf $(VENV) $(VENV)-notebooks build dist htmlcov .coverage .coverage.* \
 	    .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find crdtsync regions simulator tests docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
