@@ -30,7 +30,9 @@ from crdtsync.explain import explain
 from crdtsync.history import Facts
 from crdtsync.identifiers import EventId, TaskId, writer_id
 from crdtsync.resolve import resolve, view_hash
-from crdtsync.undoing import undo
+from crdtsync.settlement import is_undisturbed
+from crdtsync.task_view import ENDED
+from crdtsync.undoing import is_decided, is_settled, undo
 from crdtsync.views import conflict_record, history_records, task_record
 
 TASK = TaskId(b"t" * 16)
@@ -167,6 +169,20 @@ def test_equal_views_have_equal_bytes_and_others_do_not(pairs: list[tuple[EventI
     for one in views:
         for other in views:
             assert (one == other) == (one.canonical() == other.canonical())
+
+
+@given(histories)
+def test_what_is_undisturbed_can_neither_settle_nor_be_undone(pairs: list[tuple[EventId, TaskEvent]]) -> None:
+    """Its visits are skipped: they would find this."""
+    facts = facts_of(pairs)
+    if not is_undisturbed(facts):
+        facts.rest, facts.attempts = (), tuple(attempt._replace(ends=()) for attempt in facts.attempts)
+    assert is_undisturbed(facts)
+    view = resolve(facts)
+    assert view.state not in ENDED
+    assert not is_settled(facts, view, lambda _: True)
+    assert not is_decided(facts, view, lambda _: True)
+    assert undo(facts, view, settled=True, decided=True) == ()
 
 
 @settings(max_examples=50)
