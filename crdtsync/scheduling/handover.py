@@ -34,6 +34,7 @@ class Handover:
         reachable: Callable[[RegionId], bool],
     ) -> None:
         self._here = here
+        self._others = here.settings.others  # computed at each use there, and asked for at every review
         self._last_heard = last_heard
         self._serves = serves
         self._reachable = reachable
@@ -52,11 +53,12 @@ class Handover:
 
     def silent(self) -> frozenset[RegionId]:
         lost_after = self._here.settings.lost_after_ms
-        return frozenset(r for r in self._here.settings.others if self.silent_for_ms(r) >= lost_after)
+        return frozenset(r for r in self._others if self.silent_for_ms(r) >= lost_after)
 
     def present(self) -> frozenset[RegionId]:
         """The other members of which something has been heard within `lost_after`."""
-        return frozenset(self._here.settings.others) - self.silent()
+        lost_after = self._here.settings.lost_after_ms
+        return frozenset(r for r in self._others if self.silent_for_ms(r) < lost_after)
 
     # Takeover ----------------------------------------------------------------------------------
 
