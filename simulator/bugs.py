@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from crdtsync import clock as clocks
 from crdtsync import duties, lifecycle, outbox, region, requests, resolve, rows, tasks, undoing
-from crdtsync.events import CancelRequested, Ended, Expired
+from crdtsync.events import CancelRequested, Ended
 from crdtsync.gossip import anti_entropy
 from crdtsync.gossip.settings import GossipSettings
 from crdtsync.history import Facts
@@ -309,14 +309,9 @@ def late_cancels_count(patches: Patches) -> None:
 
 
 def expired_still_starts(patches: Patches) -> None:
-    sorted_out = resolve._sorted_out
-
-    def forgets(facts: Facts) -> Any:
-        found = sorted_out(facts)
-        found.pop(Expired, None)
-        return found
-
-    patches.replace(resolve, "_sorted_out", forgets)
+    state_of, refusal = resolve.state_of, lifecycle._refusal_of_claim
+    patches.replace(resolve, "state_of", lambda *, expired, **rest: state_of(expired=False, **rest))
+    patches.replace(lifecycle, "_refusal_of_claim", lambda view, *rest: refusal(view._replace(expired=None), *rest))
 
 
 def settle_without_stability(patches: Patches) -> None:

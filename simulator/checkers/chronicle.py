@@ -85,7 +85,8 @@ class Chronicle:
         self.attempts: dict[EventId, Fact] = {}  # claims by their id
         self.nodes: dict[str, NodeLife] = {}
         self.lost: dict[tuple[str, int], None] = {}  # were durable once, and a disk lost them
-        self.retried_us = 0  # when anything last moved: a commit was written
+        self.moved_us = 0  # when a commit was last written, anywhere
+        self.claimed_us: dict[str, int] = {}  # region -> when it last started anything
         self.world: World = None  # type: ignore[assignment]  # set by `begin`
         self._own: dict[str, Written] = {}  # writer -> its newest commit
         self._dispatch: Final[dict[str, Callable[[Record], None]]] = {
@@ -155,7 +156,7 @@ class Chronicle:
         written = Written(commit, seen, record.node, record.at_us, record.seq)
         self._own[commit.writer] = written
         self.commits.setdefault((commit.writer, commit.number), written)
-        self.retried_us = record.at_us
+        self.moved_us = record.at_us
         region = region_of_node(record.node)
         for place, event in enumerate(commit.events):
             if type(event) not in ev.TASK_EVENTS:
@@ -166,6 +167,7 @@ class Chronicle:
             self.vacuity.touch(event.task, region, record.at_us)  # type: ignore[union-attr]
             if type(event) is ev.Claimed:
                 self.attempts[id] = fact
+                self.claimed_us[region] = record.at_us
 
     def _write(self, record: Record) -> None:
         node = self.world.nodes.get(record.node)

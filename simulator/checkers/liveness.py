@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 #: How long a task may lie still in a healed cluster before it counts as stuck: the longest backoff of the built-in
 #: models, a lost worker, and a takeover after it.
 STUCK_US: Final = 45_000_000
+BUSY_US: Final = 5_000_000  # an owner that has started something since is at work on its queue
 ANSWER_US: Final = 3_000_000  # AVAIL-1: what a client waits for an answer (clients.PATIENCE_US)
 HARMLESS: Final = ("link_", "worker_", "isolate", "halves", "bridge", "majorities_ring", "flapping", "burst",
                    "duplicate_submits", "cancel_storm", "failing", "poison", "clock_")  # fmt: skip
@@ -108,6 +109,8 @@ class Liveness(Family):
         submitted = view.submitted
         if submitted is None:
             return True
+        if self.world.kernel.now_us - self.chronicle.claimed_us.get(view.owner, -BUSY_US) < BUSY_US:
+            return True  # it waits its turn behind others
         if submitted.not_before_ms > self.world.nodes[record.node].now.wall_ms:
             return True
         for parent, _ in submitted.after:
