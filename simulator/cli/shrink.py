@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from regions.cli.output import print_message
+from regions.cli.options import output_option
+from regions.cli.output import print_json, print_message
 
 
 @click.command()
@@ -18,7 +19,8 @@ from regions.cli.output import print_message
 @click.option("--kernel", type=click.Choice(["heap", "trio"]), default="heap", show_default=True)
 @click.option("--app", "app_spec", metavar="FILE:app", default="", help="Your own tasks.")
 @click.option("--time", "time_s", type=float, default=60, show_default=True, metavar="S", help="Stop after S seconds.")
-def shrink(*, seed: int, scenario: str, out: Path, kernel: str, app_spec: str, time_s: float) -> int:
+@output_option
+def shrink(*, seed: int, scenario: str, out: Path, kernel: str, app_spec: str, time_s: float, output: str) -> int:
     """Make the smallest scenario that still breaks the invariant which this seed breaks, and write it as TOML.
 
     Exit 1 if the seed passes.
@@ -44,6 +46,22 @@ Shrunk from: {source.command(seed)}
 Play it:     {Source(str(out), kernel=kernel).command(seed)}"""
     out.write_text(to_toml(found.scenario, app=source.app_place, comment=told), encoding="utf-8")
     small = found.scenario
+    if output == "json":
+        print_json(
+            {
+                "seed": seed,
+                "invariant": found.invariant,
+                "text": found.text,
+                "out": str(out),
+                "faults": len(small.plan.faults),
+                "loads": len(small.loads),
+                "regions": len(small.regions),
+                "runs": found.runs,
+                "real_s": round(found.real_s, 1),
+                "over": found.over,
+            }
+        )
+        return 0
     click.echo(f"{found.invariant}: {found.text}")
     click.echo(
         f"{len(small.plan.faults)} faults, {len(small.loads)} loads, {len(small.regions)} regions are left after "
