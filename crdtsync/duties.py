@@ -126,8 +126,11 @@ class Duties:
         here, submitted, submission = self._here, view.submitted, view.submission
         assert submitted is not None
         assert submission is not None
-        if submitted.deadline_ms:
+        if submitted.deadline_ms > here.now.wall_ms:
             here.timers.at_wall(submitted.deadline_ms, ("deadline", task.id))
+        elif submitted.deadline_ms and lifecycle.may_expire(view, here.me):
+            self.expire(task)  # reviewed again at once, for what follows
+            return
         if lifecycle.must_answer_cancel(view, here.me):
             here.write(CancelRequested(task.id, lifecycle.outcome_known(view), "asked for elsewhere"))
             return

@@ -19,7 +19,7 @@ from crdtsync.gossip import anti_entropy
 from crdtsync.gossip.settings import GossipSettings
 from crdtsync.history import Facts
 from crdtsync.identifiers import RegionId, derived_id
-from crdtsync.log import digest, domain_log
+from crdtsync.log import digest, domain_log, stability
 from crdtsync.log.stability import Ack
 from crdtsync.log.verdicts import Received, Verdict
 from crdtsync.replica import Replica
@@ -315,7 +315,7 @@ def expired_still_starts(patches: Patches) -> None:
 
 
 def settle_without_stability(patches: Patches) -> None:
-    patches.replace(region.RegionState, "stable", lambda self, event: True)
+    patches.replace(stability.Stability, "stable", lambda self: self._applied)
 
 
 # Effects and compensation --------------------------------------------------------------------------

@@ -111,6 +111,9 @@ class Liveness(Family):
             return True
         if self.world.kernel.now_us - self.chronicle.claimed_us.get(view.owner, -BUSY_US) < BUSY_US:
             return True  # it waits its turn behind others
+        workers = [worker for worker in self.world.workers if worker.node.region == view.owner and worker.alive]
+        if workers and all(len(worker.running) >= worker.credits for worker in workers):
+            return True  # behind handlers that take their time
         if submitted.not_before_ms > self.world.nodes[record.node].now.wall_ms:
             return True
         for parent, _ in submitted.after:

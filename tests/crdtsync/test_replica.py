@@ -8,7 +8,7 @@ from crdtsync import commands as c
 from crdtsync import effects as e
 from crdtsync import requests
 from crdtsync.protocol.codec import encode_value
-from tests.cluster import AskError, Cluster, Outcome, never, succeed
+from tests.cluster import EPOCH_MS, AskError, Cluster, Outcome, never, succeed
 
 
 def failing(times: int):
@@ -342,6 +342,24 @@ def test_an_assignment_that_its_worker_never_got_is_sent_again_when_the_worker_i
     record = cluster.show("eu", task)
     assert record["state"] == "succeeded"
     assert len(record["attempts"]) == 1
+
+
+def test_a_task_that_outlives_its_deadline_costs_no_turns_meanwhile() -> None:
+    """Found by the simulator: the timer of a deadline that had passed was set again with each review, so that the node
+    spun for as long as the attempt ran."""
+    cluster = Cluster("eu", tasks={"long": lambda a: Outcome(after_ms=20_000)})
+    task = cluster.submit("eu", "long", deadline_ms=EPOCH_MS + 1_000)
+    node, tick, ticks = cluster.nodes["eu"], cluster.nodes["eu"].tick, 0
+
+    def counting(life: int) -> None:
+        nonlocal ticks
+        ticks += 1
+        assert ticks < 1_000, "the node spins"
+        tick(life)
+
+    node.tick = counting  # type: ignore[method-assign]
+    cluster.run_for(5_000)
+    assert cluster.show("eu", task)["state"] == "expired"
 
 
 def test_a_restart_shows_the_same_state() -> None:
