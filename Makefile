@@ -7,6 +7,7 @@ VENV ?= .venv
 TESTS ?= tests
 SCENARIO ?= split_brain
 SEED ?= 1
+BENCH ?= all
 SEEDS ?= 0..99
 ARGS ?=
 
@@ -145,15 +146,9 @@ notebooks: $(VENV)-notebooks/installed.stamp ## Execute the notebooks (ARGS='--k
 docs: venv ## Check that every relative link in the documentation resolves
 	$(BIN)/python docs/check_links.py
 
-# --- what does not exist yet; these fail, so that nobody takes silence for success
-
-define not_implemented
-@echo "make $@: not implemented yet: see $(1)" >&2; exit 2
-endef
-
 .PHONY: bench
-bench: ## Run the benchmarks (not implemented yet)
-	$(call not_implemented,CHANGELOG.md under Unreleased; there are no benchmarks before there is a node to measure)
+bench: venv ## Measure (BENCH=end_to_end for one, ARGS=--full for the large sizes)
+	$(BIN)/python -m benchmarks $(BENCH) $(ARGS)
 
 # --- and the rest
 
@@ -161,7 +156,7 @@ bench: ## Run the benchmarks (not implemented yet)
 clean: ## Remove the virtual environment and what tools left
 	rm -rf $(VENV) $(VENV)-notebooks build dist htmlcov .coverage .coverage.* \
 	    .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find crdtsync regions simulator tests docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find crdtsync regions simulator benchmarks tests docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 .PHONY: help
 help: ## Say what there is

@@ -1,0 +1,23 @@
+"""The app whose tasks are measured: handlers that only say when they started."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from benchmarks.marks import from_environment
+from crdtsync.app import App
+
+app = App("benchmarks")
+
+_marks = functools.cache(from_environment)
+
+
+@app.task
+async def mark(ctx: Any, slot: int) -> None:
+    _marks().mark(slot)
+
+
+@app.task
+def mark_in_thread(ctx: Any, slot: int) -> None:
+    _marks().mark(slot)
