@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from crdtsync import clock as clocks
 from crdtsync import duties, lifecycle, outbox, region, requests, resolve, rows, tasks, undoing
-from crdtsync.events import CancelRequested, Ended
+from crdtsync.events import CancelRequested, Ended, Requeued
 from crdtsync.gossip import anti_entropy
 from crdtsync.gossip.settings import GossipSettings
 from crdtsync.history import Facts
@@ -24,6 +24,7 @@ from crdtsync.log.stability import Ack
 from crdtsync.log.verdicts import Received, Verdict
 from crdtsync.replica import Replica
 from crdtsync.scheduling import dispatch, handover
+from crdtsync.scheduling.ready import order_key
 from crdtsync.task_view import view_hash
 from crdtsync.workflow import dependencies
 from simulator import node as driver
@@ -314,6 +315,35 @@ def expired_still_starts(patches: Patches) -> None:
     patches.replace(lifecycle, "_refusal_of_claim", lambda view, *rest: refusal(view._replace(expired=None), *rest))
 
 
+def requeue_grants_forever(patches: Patches) -> None:
+    sorted_out = resolve._sorted_out
+
+    def every(facts: Facts) -> Any:
+        found = sorted_out(facts)
+        requeues = found[Requeued]
+        if len({event.death for _, event in requeues}) < len(requeues):
+            found[Requeued] = [(at, event._replace(death=n + 1)) for n, (at, event) in enumerate(requeues)]
+        return found
+
+    patches.replace(resolve, "_sorted_out", every)
+
+
+def giver_starts_what_it_offered(patches: Patches) -> None:
+    refusal = lifecycle._refusal_of_claim
+    patches.replace(
+        lifecycle, "_refusal_of_claim", lambda view, *rest: refusal(view._replace(offer=None, returning=None), *rest)
+    )
+    patches.replace(
+        duties.Duties,
+        "_take_back",
+        lambda self, task, view: self._ready.add(
+            task.id,
+            self._dispatcher.lane_of(view),
+            order_key(view.submission, view.priority, 0),
+        ),
+    )
+
+
 def settle_without_stability(patches: Patches) -> None:
     patches.replace(stability.Stability, "stable", lambda self: self._applied)
 
@@ -484,17 +514,21 @@ BUGS: Final = (
         plant=late_cancels_count),
     Bug("expired_still_starts", "what has expired is started all the same", ("TASK-3", "CONV-6"), "deadlines",
         plant=expired_still_starts),
+    Bug("requeue_grants_forever", "two requeues of one death grant twice", ("RETRY-1", "TASK-3", "CONV-6", "DLQ-1"),
+        "drained", plant=requeue_grants_forever),
+    Bug("giver_starts_what_it_offered", "whoever has offered a task starts it before it knows that nobody took it",
+        ("OWN-3", "OWN-1"), "drained", plant=giver_starts_what_it_offered),
     Bug("settle_without_stability", "an outcome is settled though a member has not heard of it", ("TASK-4",),
         plant=settle_without_stability),
     Bug("compensate_twice", "a compensation's id is not derived from what it undoes", ("CONF-2",),
         plant=compensate_twice),
     Bug("compensate_never", "nothing is ever undone", ("CONF-1",), plant=compensate_never),
     Bug("compensate_before_it_is_settled", "effects are undone on a success that may yet lose", ("CONF-4",),
-        plant=compensate_before_it_is_settled),
+        "torn", plant=compensate_before_it_is_settled),
     Bug("undo_inherited_effects", "what the winner rests on is undone with the loser", ("CONF-4",),
         plant=undo_inherited_effects),
     Bug("share_keys_across_a_cut", "attempts on two sides of a cut meet the sink under one key", ("IDEM-2",),
-        plant=share_keys_across_a_cut),
+        "torn", plant=share_keys_across_a_cut),
     Bug("ledger_not_inherited", "a retry does again what was recorded", ("IDEM-2", "CKPT-3"),
         plant=ledger_not_inherited),
     Bug("older_checkpoint_wins", "an attempt resumes from an older checkpoint", ("CKPT-1",),

@@ -85,6 +85,8 @@ _FAMILIES: Final = {
     "cancel_storm": Family.WORKLOAD,
     "failing": Family.WORKLOAD,
     "poison": Family.WORKLOAD,
+    "drain": Family.WORKLOAD,
+    "redrive": Family.WORKLOAD,
 }
 
 _KINDS: Final = (
@@ -221,6 +223,8 @@ _KINDS: Final = (
     ),
     _kind("failing", Aim.REGIONS, "A share of the attempts raises.", rate=Param(0.3, 0.0, 1.0)),
     _kind("poison", Aim.REGIONS, "A share of the attempts kills its worker.", rate=Param(0.02, 0.0, 1.0)),
+    _kind("drain", Aim.REGIONS, "An operator drains the region: what waits is offered to others; ended at the end."),
+    _kind("redrive", Aim.REGIONS, "An operator requeues all dead tasks that the region knows.", instant=True),
 )
 
 CATALOGUE: Final[dict[str, FaultKind]] = {kind.name: kind for kind in _KINDS}

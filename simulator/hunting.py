@@ -49,6 +49,7 @@ def storm(seed: int) -> Scenario:
             Fault("kill", rng.randint(5_000, 7_000), 2_000, (dies,)),
             Fault("kill", rng.randint(26_000, 28_000), 1_500, (other,)),
             Fault("worker_crash", rng.randint(10_000, 12_000), 1_000, (alone,)),
+            Fault("worker_silent", rng.randint(18_000, 20_000), 5_000, ("*",)),
             Fault("worker_hang", rng.randint(13_000, 15_000), 5_000, (other,)),
             Fault("failing", 5_000, 25_000, ("*",), {"rate": 0.25}),
             Fault("duplicate_submits", 2_000, 30_000, ("*",), {"rate": 0.2}),
@@ -136,6 +137,42 @@ def deadlines(seed: int) -> Scenario:
     )
 
 
+def torn(seed: int) -> Scenario:
+    """Cut after cut, while most attempts charge, and then fail or die."""
+    rng = _rng(seed, "torn")
+    cuts = [Fault("isolate", at, 6_000, (rng.choice(REGIONS),), {"how": "reset"}) for at in (5_000, 14_000, 23_000)]
+    crashes = [Fault("worker_crash", at, 300, ("*",)) for at in (4_900, 8_000, 13_900, 17_000, 22_900, 26_000)]
+    return _scenario(
+        "torn",
+        (*cuts, *crashes, Fault("failing", 2_000, 29_000, ("*",), {"rate": 0.4})),
+        (_load("charge", 6.0),),
+    )
+
+
+def drained(seed: int) -> Scenario:
+    """Operators drain one region after another, also while it is cut off, and requeue what died."""
+    rng = _rng(seed, "drained")
+    first, second, third = rng.sample(REGIONS, 3)
+    return _scenario(
+        "drained",
+        (
+            Fault("drain", 6_000, 5_000, (first,)),
+            Fault("drain", 14_000, 8_000, (second,)),
+            Fault("isolate", 15_000, 4_000, (second,)),
+            Fault("drain", 20_000, 4_000, (third,)),
+            Fault("failing", 3_000, 20_000, ("*",), {"rate": 0.5}),
+            Fault("redrive", 18_000, 0, ("*",)),
+            Fault("redrive", 26_000, 0, (first,)),
+        ),
+        (
+            _load("flaky", 2.0, attempts=2),
+            _load("charge", 1.0, partition="wait"),
+            _load("long", 0.5),
+            _load("dag", 0.3),
+        ),
+    )
+
+
 def keyed(seed: int) -> Scenario:
     """The same few keys from everywhere, and restarts between."""
     rng = _rng(seed, "keyed")
@@ -149,5 +186,5 @@ def keyed(seed: int) -> Scenario:
 
 #: Name -> the scenario of a seed.
 GROUNDS: Final[dict[str, Callable[[int], Scenario]]] = {
-    ground.__name__: ground for ground in (storm, calm, crashes, loss, skew, forgetful, deadlines, keyed)
+    ground.__name__: ground for ground in (storm, calm, crashes, loss, skew, forgetful, deadlines, torn, drained, keyed)
 }

@@ -41,6 +41,7 @@ class Vacuity:
         self.table: Table = {}
         self.judged: Counter[str] = Counter()
         self._open: dict[str, dict[str, _Window]] = {}  # region -> fault id -> window
+        self._struck: dict[str, dict[str, None]] = {}  # region -> kinds that ever changed something there
         self._tasks: dict[bytes, dict[str, None]] = {}
 
     def on_event(self, record: Record) -> None:
@@ -50,6 +51,7 @@ class Vacuity:
             until = record.at_us + AFTER_US if CATALOGUE[kind].instant else None
             self._open.setdefault(region_of_node(record.node), {})[record.id] = _Window(kind, until)
             self.table.setdefault(kind, Counter())
+            self._struck.setdefault(region_of_node(record.node), {})[kind] = None
         elif record.kind == "fault.end":
             for windows in self._open.values():
                 if record.id in windows:
@@ -74,6 +76,12 @@ class Vacuity:
         """An instance was judged in a region now."""
         self.judged[invariant] += 1
         for kind in self.kinds_at(region, now_us):
+            self.table[kind][invariant] += 1
+
+    def count_ever(self, invariant: str, region: str) -> None:
+        """An instance was judged over a whole run: whatever ever struck the region has met it."""
+        self.judged[invariant] += 1
+        for kind in self._struck.get(region, ()):
             self.table[kind][invariant] += 1
 
     def count_task(self, invariant: str, task: bytes) -> None:
@@ -102,10 +110,15 @@ def merge(tables: Iterable[Mapping[str, Mapping[str, int]]]) -> Table:
 
 # Pairs that cannot meet ----------------------------------------------------------------------------
 
-_DOWN: Final = "the node is down while the fault lasts, and its workload is judged elsewhere"
+_JUMPS: Final = "what its wall clock showed when it decided is not known once it jumps"
+_WRONG: Final = "backoff is judged where the clocks of both sides are right"
+_CLOCKS: Final = ("clock_offset", "clock_drift", "clock_step", "clock_strobe", "clock_frozen")
 
 #: (fault kind, invariant) -> why no instance of the invariant can touch the fault. "*" stands for every kind.
-IMPOSSIBLE: Final[dict[tuple[str, str], str]] = {}
+IMPOSSIBLE: Final[dict[tuple[str, str], str]] = {
+    **{(kind, "RETRY-2"): _WRONG for kind in _CLOCKS},
+    **{(kind, "TIME-1"): _JUMPS for kind in _CLOCKS if kind != "clock_drift"},
+}
 
 
 def reason(kind: str, invariant: str) -> str | None:

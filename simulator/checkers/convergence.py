@@ -141,7 +141,7 @@ class Convergence(Family):
         bound_us = self._bound_us(world)
         now_us = world.kernel.now_us
         for node in world.healed_nodes():
-            self.chronicle.vacuity.count("CONV-5", node.region, self._heal_us)
+            self.chronicle.vacuity.count_ever("CONV-5", node.region)
             reached = self._reached.get(node.name)
             if reached is None and node.replica is not None:
                 self._near(node.name, now_us)
@@ -163,7 +163,7 @@ class Convergence(Family):
             cut = tuple(sorted(heads.items()))
             other = known.setdefault(cut, (region, digest, seq))
             if other[0] != region:
-                self.chronicle.vacuity.count("CONV-2", region, self.world.kernel.now_us)
+                self.chronicle.vacuity.count_ever("CONV-2", region)
             if other[1] != digest:
                 self.fail(
                     "CONV-2",

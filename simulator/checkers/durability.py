@@ -105,6 +105,7 @@ class Durability(Family):
                 about=place,
             )
         written = self.chronicle.commits.get(place)
+        self.judged("LOG-4", record.node, record)
         if written is None:
             self.fail(
                 "LOG-4",

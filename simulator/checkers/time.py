@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from crdtsync import events as ev
 from crdtsync.identifiers import EventId, incarnation_of, node_of
@@ -12,6 +12,7 @@ from simulator.clock import EPOCH_US
 from simulator.trace import Record
 
 COUNTER_ODD: Final = 1 << 15  # a counter that gets this far within a millisecond runs away
+JUMPS: Final = ("clock_offset", "clock_step", "clock_strobe", "clock_frozen")
 SLACK_MS: Final = 5  # between a decision and the record of the batch that carries it
 DRIFT_SLACK_MS: Final = 200  # what a clock that drifts by 500 ppm gains in some minutes
 
@@ -107,31 +108,32 @@ class Time(Family):
                 events=(record.seq,),
             )
 
-    def _in_time(self, record: Record, id: EventId, event: object) -> None:
+    def _in_time(self, record: Record, id: EventId, event: Any) -> None:
         """Nothing starts before its time or expires before its deadline, by the clock of whoever decides."""
-        node = self.world.nodes[record.node]
-        wall_ms = node.now.wall_ms
-        if type(event) is ev.Claimed:
-            before = self.chronicle.verdict_before(event.task, id)
-            if before is not None and before.submitted.not_before_ms:
-                self.judged("TIME-1", record.node, record)
-                early_ms = before.submitted.not_before_ms - wall_ms
-                if early_ms > SLACK_MS and not self._steps(record.node):
-                    self.fail("TIME-1", f"{record.node} started {named(event.task)} {early_ms} ms early",
-                              task=event.task, events=(record.seq,))  # fmt: skip
-        elif type(event) is ev.Expired:
-            before = self.chronicle.verdict_before(event.task, id)
-            if before is not None:
-                self.judged("TIME-1", record.node, record)
-                early_ms = before.submitted.deadline_ms - wall_ms
-                if early_ms > SLACK_MS and not self._steps(record.node):
-                    self.fail("TIME-1", f"{record.node} expired {named(event.task)} {early_ms} ms before its deadline",
-                              task=event.task, events=(record.seq,))  # fmt: skip
+        kind = type(event)
+        if kind not in (ev.Claimed, ev.Expired) or self._steps(record.node):
+            return
+        before = self.chronicle.verdict_before(event.task, id)
+        if before is None:
+            return
+        due_ms = before.submitted.not_before_ms if kind is ev.Claimed else before.submitted.deadline_ms
+        if not due_ms:
+            return
+        self.judged("TIME-1", record.node, record)
+        early_ms = due_ms - self.world.nodes[record.node].now.wall_ms
+        if early_ms > SLACK_MS:
+            did = "started" if kind is ev.Claimed else "expired"
+            self.fail(
+                "TIME-1",
+                f"{record.node} {did} {named(event.task)} {early_ms} ms early, by its own clock",
+                task=event.task,
+                events=(record.seq,),
+            )
 
     def _steps(self, node: str) -> bool:
         """Whether its wall clock has been made to jump: then what it showed at the decision is not known."""
         region = self.world.nodes[node].region
-        return any(fault.fault.kind.startswith("clock_") and fault.hits[region] for fault in self.world.faults)
+        return any(fault.fault.kind in JUMPS and fault.hits[region] for fault in self.world.faults)
 
     # What is applied -------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from crdtsync.commands import Drain, Requeue
+from crdtsync.task_view import TaskState
 from simulator.faults.active import BEGIN, ActiveFault, number_of, regions_of, us_of
 from simulator.node import Node
 
@@ -118,6 +120,22 @@ def _workload(world: World, active: ActiveFault) -> None:
         active.part((node.region,), partial(world.mischief[node.region, active.fault.kind].remove, active))
 
 
+def _drain(world: World, active: ActiveFault) -> None:
+    for node in regions_of(world, active):
+        if node.replica is not None:
+            active.hit(node.region, "drained")
+        node.input("submit", (Drain(), 0), active.seq)
+        active.part((node.region,), partial(node.input, "submit", (Drain(off=True), 0), active.seq))
+
+
+def _redrive(world: World, active: ActiveFault) -> None:
+    for node in regions_of(world, active):
+        for task, (view, _) in node.tasks().items():
+            if view.state is TaskState.DEAD:
+                active.hit(node.region, "requeued")
+                world.clients.call("requeue", node.region, Requeue(task), task.hex())
+
+
 BEGIN.update(
     {
         "clock_offset": _offset,
@@ -135,5 +153,7 @@ BEGIN.update(
         "cancel_storm": _workload,
         "failing": _workload,
         "poison": _workload,
+        "drain": _drain,
+        "redrive": _redrive,
     }
 )
