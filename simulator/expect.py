@@ -67,7 +67,8 @@ QUANTITIES: Final[dict[str, tuple[str, frozenset[str]]]] = {
     "hits": ("how often faults changed something", frozenset({"in", "of"})),
     "states": ("most different states that regions showed at one moment", frozenset({"from", "before", "after"})),
     "missing": ("most commits that regions lacked of one another's", frozenset({"from", "before", "after"})),
-    "converge_time": ("seconds from the healing until all were equal for good", frozenset()),
+    "converge_time": ("seconds from the healing until all were equal, be it for a moment: work goes on", frozenset()),
+    "quiet_time": ("seconds from the healing until all were equal for good", frozenset()),
 }
 
 _TOKEN: Final = re.compile(
@@ -292,7 +293,11 @@ class Expectations:
             case "states" | "missing":
                 samples = [s for s in world.divergence if term.from_us <= s.at_us <= term.to_us]
                 return max((getattr(sample, quantity) for sample in samples), default=0)
-            case "converge_time":
+            case "converge_time" if not world.scenario.plan.healed:
+                healed_us = world.scenario.plan.healed_ms * 1_000
+                after = (s.at_us - healed_us for s in world.divergence if s.at_us >= healed_us and s.states == 1)
+                return next(after, math.inf) / 1_000_000
+            case "converge_time" | "quiet_time":
                 at_s = result.converged_at_s
                 return math.inf if at_s is None else max(0.0, at_s - result.healed_at_s)
             case "peak":

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -123,10 +124,14 @@ def test_every_scenario_passes_on_twenty_seeds(name):
     assert summary.ok, summary.to_plain()["violations"][:3]
 
 
+def test_a_few_seeds_of_the_swarm_are_clean_and_come_out_the_same_elsewhere():
+    summary = sweep(Source(), range(3))
+    assert summary.ok, summary.to_plain()
+    assert summary.again == 1
+
+
 def test_what_ships_can_fail():
     """A scenario whose faults are left out does not get what it wants: its story has to happen."""
     scenario = scenario_toml.read("double_charge")
-    from dataclasses import replace
-
     tame = replace(scenario, plan=replace(scenario.plan, faults=(), heal_ms=scenario.plan.healed_ms))
     assert play(tame, 1).unmet
