@@ -18,6 +18,7 @@ def test_a_figure_is_the_median_and_keeps_every_run() -> None:
     taken = Figure((30.0, 10.0, 20.0), "ms")
     assert (taken.median, taken.low, taken.high) == (20.0, 10.0, 30.0)
     assert taken.to_plain() == {"median": 20.0, "low": 10.0, "high": 30.0, "runs": [30.0, 10.0, 20.0], "unit": "ms"}
+    assert taken.spread == 0.5
     assert figure([]) is None
 
 
@@ -97,7 +98,7 @@ def test_a_report_says_the_same_to_people_and_to_programs() -> None:
     console = Console(width=120, file=io.StringIO())
     report.show(console)
     text = console.file.getvalue()
-    assert "2,000 (1,000 to 3,000)" in text
+    assert "2,000 ±50%" in text
     assert "tasks=5" in text
 
 
