@@ -140,7 +140,7 @@ class Bench:
             result.pss_mb = {name: round(process.pss_mb, 1) for name, process in self.made.processes.items()}
             await self.latency(result, latencies)
             result.repeated = self.marks.repeated
-        self.made.stop("eu worker")
+        await asyncio.to_thread(self.made.stop, "eu worker")  # an embedded node goes on meanwhile
 
     async def phase(self, result: Result, name: str, tasks: int, submit: Callable[[range], Awaitable[None]]) -> None:
         """Submit while the worker works; the rates of both, CPU and flushes."""
@@ -199,7 +199,7 @@ async def bench(setting: Setting, folder: Path, marks: Marks) -> AsyncIterator[B
                     await operator.cut()
         await declare(url)
         yield Bench(setting, made, marks, producer, url)
-        made.stop_all()  # before an embedded node, which waits for what its worker runs
+        await asyncio.to_thread(made.stop_all)  # before an embedded node, which waits for what its worker runs
 
 
 async def linked(made: Cluster, regions: Sequence[str]) -> None:

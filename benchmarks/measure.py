@@ -42,6 +42,11 @@ class Figure:
     def high(self) -> float:
         return max(self.values)
 
+    @property
+    def spread(self) -> float:
+        """Half the distance between the lowest and the highest run, as a share of the median."""
+        return (self.high - self.low) / 2 / self.median if self.median else 0.0
+
     def to_plain(self) -> dict[str, Any]:
         plain: dict[str, Any] = {"median": self.median, "low": self.low, "high": self.high, "runs": list(self.values)}
         return plain | ({"unit": self.unit} if self.unit else {})

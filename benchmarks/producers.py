@@ -17,6 +17,7 @@ from crdtsync.errors import CrdtSyncError
 from regions.client import Client
 from regions.config import Config
 from regions.node import Node
+from regions.observability.logs import configure_logs
 from regions.submission import task_spec
 
 TASK: Final = "mark"
@@ -93,6 +94,7 @@ def spec_of(slot: int) -> TaskSpec:
 async def embedded_node(data: Path) -> AsyncIterator[Node]:
     """A node of one region on this loop, its data in a directory that exists; workers find it at its `url`."""
     config = Config(region="eu", cluster="benchmarks", data_dir=data, lost_after_ms=LOST_AFTER_MS, log_level="error")
+    configure_logs(config.log_level)
     node = Node(config)
     up = asyncio.Event()
     running = asyncio.create_task(node.run(lambda _url, _peer_url: up.set()))

@@ -85,13 +85,11 @@ def _show(table: Table, console: Console) -> None:
 
 
 def text_of(cell: Cell) -> str:
-    """A cell as people read it: the median, and the range if there was more than one run."""
+    """A cell as people read it: the median, and how far the runs lie apart if there was more than one."""
     if cell is None:
         return "-"
     if isinstance(cell, Figure):
-        if len(cell.values) == 1 or cell.low == cell.high:
-            return number_text(cell.median)
-        return f"{number_text(cell.median)} ({number_text(cell.low)} to {number_text(cell.high)})"
+        return number_text(cell.median) + (f" ±{cell.spread:.0%}" if len(cell.values) > 1 else "")
     return cell if isinstance(cell, str) else number_text(cell)
 
 
