@@ -31,7 +31,7 @@ WRITERS: Final = 5
 EVENTS_PER_COMMIT: Final = 100
 EVENTS_PER_TASK: Final = 5
 COMMITS_PER_FRAME: Final = 10
-HOURS_AGO_MS: Final = 3_600_000
+BEGUN_MS: Final = 1_735_689_600_000  # long ago, and always the same: so are the bytes and the digest
 LATE_TASKS: Final = (1, 10_000)
 GAP_LIMITS: Final = LogLimits(
     gap_commits_max=1_000_000, gap_bytes_max=1 << 40, waiting_bytes_max=1 << 40
@@ -58,7 +58,6 @@ def regions() -> list[RegionId]:
 def history(events_per_writer: int, *, seed: int = 1) -> History:
     """The same history for the same arguments. Each writer works on tasks of its own region."""
     chance = random.Random(seed)
-    begun_ms = time.time_ns() // 1_000_000 - HOURS_AGO_MS
     blobs: dict[RegionId, list[bytes]] = {}
     tasks: list[TaskId] = []
     for region in regions():
@@ -66,7 +65,7 @@ def history(events_per_writer: int, *, seed: int = 1) -> History:
         log = DomainLog(DEFAULT_DOMAIN, writer)
         blobs[region] = written = []
         for number in range(1, max(1, events_per_writer // EVENTS_PER_COMMIT) + 1):
-            stamp = make_stamp(begun_ms + number)
+            stamp = make_stamp(BEGUN_MS + number)
             events: list[TaskEvent] = []
             for _ in range(EVENTS_PER_COMMIT // EVENTS_PER_TASK):
                 task = TaskId(chance.randbytes(16))
@@ -187,7 +186,7 @@ def late_commit(events_per_writer: int, tasks: int) -> float:
     merging.resolve()
     log = DomainLog(DEFAULT_DOMAIN, writer_id("r0", "b", 1, b"a later "))
     touched = written.tasks[: min(tasks, len(written.tasks))]
-    stamp = make_stamp(time.time_ns() // 1_000_000 - 1)
+    stamp = make_stamp(BEGUN_MS + events_per_writer)
     blob = log.append([LabelEdited(task, "seen", "yes", None) for task in touched], stamp).blob
 
     def late() -> None:

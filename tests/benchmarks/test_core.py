@@ -46,6 +46,7 @@ def test_a_history_has_the_shape_that_the_figures_name() -> None:
     assert written.events == 200 * merge.WRITERS
     assert len(written.tasks) == len(set(written.tasks)) == written.events // merge.EVENTS_PER_TASK
     assert {len(blobs) for blobs in written.blobs.values()} == {200 // merge.EVENTS_PER_COMMIT}
+    assert merge.history(200).blobs == written.blobs
     assert written.bytes == sum(len(blob) for blobs in written.blobs.values() for blob in blobs)
 
 
