@@ -8,7 +8,7 @@ acknowledges nothing, and touches nothing older than itself while a peer may kno
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from crdtsync.clock import Now
@@ -35,6 +35,8 @@ from crdtsync.log.stability import Ack
 from crdtsync.protocol import codec
 from crdtsync.region import RegionState
 
+CUT_BYTES_MAX: Final = 1 << 16
+AHEAD_BYTES_MAX: Final = 1 << 22
 CATCH_UP_MS: Final = 10_000  # after a heal, how long older work waits at most for the peer's side of the story
 
 
@@ -52,11 +54,10 @@ class Neighbours:
     """Everything between this replica and its peers.
 
     Args:
-        cut: Regions whose links an operator has cut, kept across restarts.
         restored: The disk is said to be a copy: trust it only after every member has answered.
     """
 
-    def __init__(self, here: RegionState, keeper: Keeper, *, cut: frozenset[RegionId], restored: bool) -> None:
+    def __init__(self, here: RegionState, keeper: Keeper, *, restored: bool) -> None:
         self._here = here
         self._keeper = keeper
         self._restored = restored
@@ -66,7 +67,9 @@ class Neighbours:
         self._opened_stamp = 0
         self._durable = (Heads(), b"")
         self._catching: dict[RegionId, tuple[int, int, Heads | None]] = {}  # linked since, at most until, its heads
-        self._until: Heads | None = None  # no digest is told before this is applied: a snapshot brought facts ahead
+        # A snapshot brought facts ahead of the heads, up to here. Kept on disk, as they are.
+        self._until: Heads | None = None
+        self._incoming: set[RegionId] = set()  # peers whose snapshot's rows are coming in, ahead of their heads
         self.twin: WriterId | None = None  # another living incarnation of this node: claim nothing
         settings = here.settings
         self.gossip = Gossip(
@@ -82,7 +85,19 @@ class Neighbours:
             host=self,
         )
         self.gossip.recovering = bool(settings.others)
-        self.gossip.set_cut(cut)
+
+    def restore(self, meta: Mapping[str, bytes]) -> None:
+        """Take up what the disk remembers. Call once, before anything else.
+
+        Raises:
+            RemoteProtocolError: If it is not what we wrote.
+        """
+        if "cut" in meta:
+            names: Any = codec.decode(meta["cut"], bytes_max=CUT_BYTES_MAX)
+            self.gossip.set_cut(frozenset(RegionId(name) for name in names))
+        if "ahead" in meta:
+            ahead = Heads.from_wire(codec.decode(meta["ahead"], bytes_max=AHEAD_BYTES_MAX))
+            self._until = ahead if list(ahead.items()) else None
 
     # What gossip asks (GossipHost) ---------------------------------------------------------------
 
@@ -91,10 +106,13 @@ class Neighbours:
         heads, digest = self._durable
         if self._here.table.damaged:
             return heads, b""  # what lacks here is no divergence
+        if self._incoming:
+            return heads, b""
         if self._until is not None:
             if not heads.covers(self._until):
                 return heads, b""
             self._until = None
+            self._here.outbox.next.meta["ahead"] = codec.encode(())
         return heads, digest
 
     def floor(self, domain: Domain) -> Heads:  # noqa: ARG002 - there is one so far
@@ -167,14 +185,18 @@ class Neighbours:
                     if not here.deriving and self.gossip.request_snapshot(peer, domain):
                         here.notify("info", "snapshot.requested", peer=peer)
                 case SnapshotRows(peer, _, rows, size):
+                    self._incoming.add(peer)
                     self._keeper.join_rows(peer, rows, size)
                 case SnapshotDone(peer, _, state, until, _, _):
+                    self._incoming.discard(peer)
                     self._adopt(peer, state, until)
                 case SnapshotAborted(peer, _, reason):
+                    self._incoming.discard(peer)
                     here.notify("warning", "snapshot.aborted", peer=peer, reason=reason)
                 case PeerOpened(peer):
                     self._catching[peer] = (here.now.wall_ms, here.now.mono_ms + CATCH_UP_MS, None)
                 case PeerClosed(peer):
+                    self._incoming.discard(peer)
                     self._catching.pop(peer, None)
                 case TwinMet(writer):
                     self._met_twin(writer)
@@ -189,6 +211,7 @@ class Neighbours:
             self._here.alarm("snapshot.refused", peer=peer, reason=str(error))
             return
         self._until = until if self._until is None else self._until.join(until)
+        self._here.outbox.next.meta["ahead"] = codec.encode(self._until.to_wire())
         self._here.notify("info", "snapshot.adopted", peer=peer)
         self.gossip.announce(self._here.now)
 
@@ -238,13 +261,26 @@ class Neighbours:
             self._here.notify("info", "start.recovered")
             self._acknowledge()
 
+    @property
+    def _runs_ahead(self) -> bool:
+        """Whether facts are here, by a snapshot's rows, that the heads do not tell of.
+
+        What is written on their ground would not name them in its `deps`: happened-before would be wrong.
+        """
+        if self._incoming:
+            return True
+        if self._until is None:
+            return False
+        log = self._here.log  # of a quarantined writer no more will come
+        return any(n > log.applied[w] and w not in log.quarantined for w, n in self._until.items())
+
     def may_touch_old(self) -> bool:
         """Whether tasks older than this incarnation may be claimed, ended and edited here.
 
         At once when every member has answered; after a short grace otherwise, unless there is reason
         to think that the disk is a copy.
         """
-        if self.twin is not None:
+        if self.twin is not None or self._runs_ahead:
             return False
         if not self.unanswered:
             return self._caught_up

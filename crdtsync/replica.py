@@ -34,7 +34,6 @@ from crdtsync.identifiers import EventId, RegionId, TaskId, WriterId, incarnatio
 from crdtsync.intake import Intake
 from crdtsync.loader import Loader
 from crdtsync.neighbours import Neighbours
-from crdtsync.protocol import codec
 from crdtsync.records import Records
 from crdtsync.region import RegionState
 from crdtsync.requests import Requests
@@ -98,9 +97,8 @@ class Replica:
             folded=lambda commit: self._neighbours.folded(commit),  # noqa: PLW0108 - made below
             announce=lambda: self._neighbours.gossip.announce(here.now),
         )
-        self._neighbours = Neighbours(
-            here, self._intake, cut=self._restored_cut(meta), restored=not settings.trust_disk
-        )
+        self._neighbours = Neighbours(here, self._intake, restored=not settings.trust_disk)
+        self._neighbours.restore(meta)
         self._handover = Handover(
             here,
             last_heard=self._neighbours.last_heard,
@@ -152,14 +150,6 @@ class Replica:
         self._rows.restore(meta, derive=derive)
 
     # Start -------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _restored_cut(meta: Mapping[str, bytes]) -> frozenset[RegionId]:
-        packed = meta.get("cut")
-        if packed is None:
-            return frozenset()
-        names: Any = codec.decode(packed, bytes_max=1 << 16)
-        return frozenset(RegionId(name) for name in names)
 
     @property
     def may_derive(self) -> bool:
@@ -437,8 +427,8 @@ class Replica:
             self._neighbours.recover()
             trusted = self._neighbours.may_touch_old()
             if trusted and not self._was_trusted:
-                self._was_trusted = True
                 self._here.table.touch_all()
+            self._was_trusted = trusted  # a snapshot that comes in takes it back for a while
             self._more |= self._settlement.advance()
             self._duties.review_touched()
             self._dispatcher.release()

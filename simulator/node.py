@@ -228,6 +228,13 @@ class Node:
             return
         cause = self._trace.add("node.crash", self.name, self.name, (reason,), (cause,) if cause >= 0 else ())
         self._end(reason, silent=power)
+        self._crash_disk(cause, power=power)
+        if power:
+            self.powered = False
+            self.clock.boot(self._kernel.now_us)
+
+    def _crash_disk(self, cause: int, *, power: bool) -> None:
+        """Whatever was being written is on disk, or it is not."""
         tail = self.disk.crash(power=power)
         if tail.batch is not None:
             commits = tuple((row.writer, row.number) for row in tail.batch.commits)
@@ -235,9 +242,6 @@ class Node:
             self._trace.add(kind, self.name, f"b{tail.batch.batch}", data, (self._write, cause), subject=tail.batch)
         if tail.commits:
             self.lost(tail.commits, "the disk had lied", cause)
-        if power:
-            self.powered = False
-            self.clock.boot(self._kernel.now_us)
 
     def lost(self, rows: tuple[e.CommitRow, ...], reason: str, cause: int) -> None:
         """Commits that were durable are gone."""
@@ -265,11 +269,12 @@ class Node:
 
     def _failed(self, error: BaseException) -> None:
         """The driver discards the replica: its memory may be ahead of disk, or wrong."""
-        self._trace.add("node.failed", self.name, self.name, (f"{type(error).__name__}: {error}",), (self._cause,))
+        reason = f"{type(error).__name__}: {error}"
+        cause = self._trace.add("node.failed", self.name, self.name, (reason,), (self._cause,))
         if not isinstance(error, StorageError):
             self._world.core_raised(self, error)
         self._end("state discarded", silent=False)
-        self.disk.crash(power=False)
+        self._crash_disk(cause, power=False)
         self._kernel.after(self._reload_us, self._build, self.life, self._cause)
         self._reload_us = min(RELOAD_US_MAX, self._reload_us * 2)
 

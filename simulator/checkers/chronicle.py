@@ -37,6 +37,7 @@ class Written(NamedTuple):
     node: str
     at_us: int
     seq: int
+    ahead: bool  # its node knew facts from a snapshot's rows that its heads do not tell of
 
 
 @dataclass(slots=True)
@@ -130,6 +131,9 @@ class Chronicle:
         life = self.node(record.node)
         if not life.writer and "~" in record.node:  # a clone begins with what the disk had
             life.on_disk = dict(told(record, "heads"))
+            node = self.world.nodes.get(record.node)
+            life.floor = {} if node is None else peek.floor(node)
+            life.on_disk = _join(life.on_disk, life.floor)
             life.ever = dict(life.on_disk)
         if life.rebased:  # an older copy, or nothing: what it holds is what it finds
             life.on_disk = dict(told(record, "heads"))
@@ -153,7 +157,7 @@ class Chronicle:
         seen: Heads = {} if before is None else before.seen
         if commit.deps:
             seen = {**seen, **{dep.writer: dep.number for dep in commit.deps}}
-        written = Written(commit, seen, record.node, record.at_us, record.seq)
+        written = Written(commit, seen, record.node, record.at_us, record.seq, self.node(record.node).runs_ahead)
         self._own[commit.writer] = written
         self.commits.setdefault((commit.writer, commit.number), written)
         self.moved_us = record.at_us
@@ -216,6 +220,11 @@ class Chronicle:
             life.ahead = _join(life.ahead or {}, donor.on_disk, donor.applied)
         life.donor = ""
 
+    @property
+    def rolled_back(self) -> bool:
+        """Whether some disk lost what had been durable on it."""
+        return any(life.restored for life in self.nodes.values())
+
     # Causality -------------------------------------------------------------------------------------
 
     def saw(self, later: EventId, earlier: EventId) -> bool:
@@ -269,11 +278,15 @@ class Chronicle:
 
     def lacking(self, id: EventId) -> list[str]:
         """The members that have never had this event applied and on disk: it cannot be stable yet."""
-        return [
-            name
-            for name in self.world.scenario.names
-            if name not in self.nodes or self.nodes[name].acked.get(id.writer, 0) < id.number
-        ]
+        had = {
+            region_of_node(name) for name, life in self.nodes.items() if life.acked.get(id.writer, 0) >= id.number
+        }  # a clone acknowledges in the name of its region
+        return [name for name in self.world.scenario.names if name not in had]
+
+    def dropped_too_early(self, writer: str, number: int) -> list[str]:
+        """The members on none of whose disks this commit ever was."""
+        had = {region_of_node(name) for name in self.nodes if self.held_ever(name, writer, number)}
+        return [name for name in self.world.scenario.names if name not in had]
 
     def survives(self, id: EventId) -> bool:
         """Whether some main node's disk still has it."""

@@ -42,7 +42,7 @@ class Conflicts(Family):
 
     def _late(self, record: Record, id: EventId, event: Any) -> None:
         before = self.chronicle.verdict_before(event.task, id)
-        if before is None:
+        if before is None or self.chronicle.commits[id.writer, id.number].ahead:
             return
         self.judged("CONF-3", record.node, record)
         if event.late != before.outcome_known:
@@ -62,6 +62,8 @@ class Conflicts(Family):
         task, attempt, key = event.undoes
         attempt = EventId(*attempt)
         self._undoing.setdefault(task, []).append((id, event, record.seq))
+        if self.chronicle.commits[id.writer, id.number].ahead:
+            return
         past = self.chronicle.past(task, id)
         before = reckon(past)
         self.judged("CONF-4", record.node, record)
@@ -105,7 +107,7 @@ class Conflicts(Family):
         if before.submitted.options.partition == "wait":
             return ""
         winner = before.attempt(before.winner)
-        if winner is None or winner.end is None:
+        if winner is None or winner.end is None or self.chronicle.node(winner.region).restored:
             return ""
         lacking = self.chronicle.lacking(winner.end[0])
         return f"the success is not settled: {', '.join(lacking)} never had it" if lacking else ""

@@ -15,6 +15,7 @@ from simulator.trace import Record
 if TYPE_CHECKING:
     from simulator.world import World
 
+DIVERGENCE: Final = "gossip.divergence"  # equal heads, unequal digests, says a replica itself
 STATES_KEPT: Final = 2_000  # (heads, digest) pairs remembered: two replicas at one cut are seldom far apart in time
 #: CONV-5: how long a healed cluster may take to hand round what it had when it healed. Links that hung in silence are
 #: found by the heartbeat and dialled again; then `ceil(log2 n)` exchanges of heads.
@@ -24,7 +25,7 @@ RTTS: Final = 20
 
 
 class Convergence(Family):
-    kinds: tuple[str, ...] = ("disk.write", "disk.durable", "heads", "view", "node.start")
+    kinds: tuple[str, ...] = ("disk.write", "disk.durable", "heads", "view", "node.start", "notify")
     invariants = ("CONV-1", "CONV-2", "CONV-4", "CONV-5", "CONV-6", "CONV-8")
 
     def __init__(self, chronicle: Chronicle) -> None:
@@ -48,6 +49,14 @@ class Convergence(Family):
                 self._ends[record.node] = (dict(told(record, "applied")), told(record, "digest"), record.seq)
             case "view":
                 self._views.setdefault(bytes.fromhex(record.id), {})[record.node] = record
+            case "notify":
+                if record.id == DIVERGENCE:
+                    self.fail(
+                        "CONV-1",
+                        f"{record.node} rings the alarm that must never ring: {dict(told(record, 'facts'))}",
+                        events=(record.seq,),
+                        about=record.node,
+                    )
             case _:
                 self._vectors.pop(record.node, None)
 

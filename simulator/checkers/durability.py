@@ -169,7 +169,7 @@ class Durability(Family):
     def _drop(self, record: Record, batch: Persist) -> None:
         for _, writer, number in batch.drop:
             self.judged("LOG-7", record.node, record)
-            lacking = [name for name in self.world.scenario.names if not self.chronicle.held_ever(name, writer, number)]
+            lacking = self.chronicle.dropped_too_early(writer, number)
             if lacking:
                 self.fail(
                     "LOG-7",

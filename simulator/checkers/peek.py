@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from simulator.clock import EPOCH_US
+
 if TYPE_CHECKING:
     from simulator.node import Node
 
 _NS_PER_MS: Final = 1_000_000
 TURN_MAX: Final = 10_000  # tasks that one turn may bring into memory beyond the limit
+
+
+def true_ms(now_us: int) -> int:
+    """What a right wall clock shows."""
+    return (EPOCH_US + now_us) // 1_000
 
 
 def floor(node: Node) -> dict[str, int]:

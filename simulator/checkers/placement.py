@@ -12,6 +12,7 @@ from simulator.checkers.reckoning import Verdict
 from simulator.trace import Record
 from simulator.vacuity import region_of_node
 
+SIGNS_KEPT: Final = 50  # per node and region: more than fit into a batch or two
 SLACK: Final = 0.95  # clocks drift, and a commit is written a moment before its record
 
 
@@ -23,15 +24,17 @@ class Placement(Family):
 
     def __init__(self, chronicle: Chronicle) -> None:
         super().__init__(chronicle)
-        self._alive_us: dict[tuple[str, str], int] = {}  # (node, region): newest writing of that region on its disk
+        #: (node, region) -> newest writing of that region on its disk, [(when it was durable there, when written), ...]
+        self._alive_us: dict[tuple[str, str], list[tuple[int, int]]] = {}
 
     def on_event(self, record: Record) -> None:
         if record.kind == "disk.durable":
             for row in record.subject.commits:
                 written = self.chronicle.commits.get((row.writer, row.number))
                 if written is not None:
-                    about = (record.node, region_of(row.writer))
-                    self._alive_us[about] = max(self._alive_us.get(about, 0), written.at_us)
+                    known = self._alive_us.setdefault((record.node, region_of(row.writer)), [])
+                    known.append((record.at_us, max(written.at_us, known[-1][1] if known else 0)))
+                    del known[:-SIGNS_KEPT]
             return
         commit = self.chronicle.commits[record.subject.writer, record.subject.number].commit
         for place, event in enumerate(commit.events):
@@ -133,8 +136,11 @@ class Placement(Family):
                 "OWN-2", record, id, event, f"took over {named(event.task)} within `lost_after` of its own start"
             )
         for member in before_me:
-            quiet_us = record.at_us - self._alive_us.get((record.node, member), -lost_after_us)
-            if quiet_us < lost_after_us - self._batch_us(record):
+            decided_us = record.at_us - self._batch_us(record)
+            signs = self._alive_us.get((record.node, member), ())
+            alive_us = max((alive for durable, alive in signs if durable < decided_us), default=-lost_after_us)
+            quiet_us = record.at_us - alive_us
+            if quiet_us < lost_after_us:
                 text = (
                     f"took over {named(event.task)} though {member} was silent for no more than {quiet_us / 1e6:.2f} s"
                 )
@@ -142,7 +148,10 @@ class Placement(Family):
 
     def _batch_us(self, record: Record) -> int:
         """How long a decision may wait for the batch before it: with a slow disk, long."""
-        return round(max(10.0, *self.world.scenario.disk_ms) * 1_000) + self.world.nodes[record.node].disk.slow_us
+        return (
+            round(max(10.0, 2 * max(self.world.scenario.disk_ms)) * 1_000)
+            + 2 * self.world.nodes[record.node].disk.slow_us
+        )
 
     def _submitted(self, record: Record, event: ev.Submitted) -> None:
         self.judged("LOC-1", record.node, record)

@@ -35,7 +35,8 @@ class Try:
     id: EventId
     claim: ev.Claimed
     counts: bool  # it runs what THE submission asks for
-    end: tuple[EventId, ev.Ended] | None = None
+    end: tuple[EventId, ev.Ended] | None = None  # the one that counts
+    successes: list[EventId] = field(default_factory=list)  # all ends that say ok and not late
     records: list[tuple[EventId, ev.EffectRecorded]] = field(default_factory=list)
     checkpoint: tuple[int, EventId, bytes] | None = None
 
@@ -159,6 +160,8 @@ def _tries(by: dict[type[Any], list[Any]], submissions: Sequence[tuple[EventId, 
         one = tries.get(EventId(*end.attempt))
         if one is None:
             continue
+        if end.outcome == "ok" and not end.late:
+            one.successes.append(id)
         rank = (end.outcome != "ok", end.outcome == "ok" and end.late, id)
         if one.end is None or rank < (one.end[1].outcome != "ok", one.outcome == "ok" and one.end[1].late, one.end[0]):
             one.end = (id, end)

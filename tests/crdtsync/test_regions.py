@@ -10,7 +10,7 @@ import pytest
 
 from crdtsync import commands as c
 from crdtsync import effects as e
-from crdtsync.identifiers import RegionId
+from crdtsync.identifiers import RegionId, TaskId
 from crdtsync.protocol.codec import decode_value
 from crdtsync.scheduling.placement import rendezvous_order
 from regions.storage.memory import MemoryStore
@@ -263,6 +263,37 @@ def test_an_old_copy_ends_no_attempt_whose_end_a_peer_may_know() -> None:
     record = cluster.show("eu", task)
     assert record["state"] == "succeeded"
     assert not record["conflicts"]
+
+
+def test_facts_of_a_snapshot_that_run_ahead_of_the_heads_start_nothing_even_after_a_restart() -> None:
+    """Found in swarm seed 246: rows of a snapshot tell of commits that are still to come. Cut off and started again
+    before they came, a node ran tasks whose submission it could not name in its `deps`."""
+    cluster = Cluster(*REGIONS, tasks={"noop": succeed}, retention_ms=2_000)
+    node = cluster.nodes[RegionId("eu")]
+    for _ in range(4):
+        cluster.submit("eu")
+        cluster.run_for(1_500)
+    task = cluster.submit("eu", delay_ms=15_000)  # young: not dropped from the log yet
+    cluster.run_for(500)
+    cluster.crash("eu")
+    node.store = MemoryStore()
+    cluster.restart("eu")
+    for _ in range(20_000):
+        cluster.run_for(1)
+        if any(notice.what == "snapshot.adopted" for notice in node.notices):
+            break
+    cluster.isolate("eu")
+    cluster.run_for(100)
+    cluster.restart("eu")
+    cluster.run_for(30_000)
+    assert node.replica is not None
+    held = node.replica._here.table.get(TaskId(task))
+    assert held is not None, "the snapshot's row told of it"
+    assert not [attempt for attempt in cluster.show("eu", task)["attempts"] if attempt["region"] == "eu"]
+    cluster.heal()
+    cluster.run_for(20_000)
+    assert cluster.converge()
+    assert cluster.state("eu", task) == "succeeded"
 
 
 @pytest.mark.parametrize("restarts", [1, 4])

@@ -336,6 +336,7 @@ class TestPlacement:
         stage.wait(3_500)
         stage.submit("ap")
         stage.deliver("ap", "us")
+        stage.wait(500)
         stage.commit("us", ev.TermOpened(TaskId(task), 1, None))
         assert stage.found() == ["OWN-2"]
 
