@@ -74,7 +74,7 @@ class Desk:
                 "region": here.me,
                 "writer": here.writer,
                 "cluster": self._here.settings.cluster,
-                "members": list(self._here.settings.members),
+                "members": list(self._here.membership.linked),
                 "digest": here.table.digest.hex(),
                 "heads": dict(here.log.applied.items()),
                 "tasks_in_memory": len(here.table),

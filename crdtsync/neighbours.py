@@ -76,7 +76,7 @@ class Neighbours:
             here.me,
             here.writer,
             cluster=settings.cluster,
-            members=settings.members,
+            members=here.membership.linked,
             logs={here.domain: here.log},
             stability={here.domain: here.stability},
             settings=GossipSettings(
@@ -84,7 +84,7 @@ class Neighbours:
             ),
             host=self,
         )
-        self.gossip.recovering = bool(settings.others)
+        self.gossip.recovering = bool(here.others)
 
     def restore(self, meta: Mapping[str, bytes]) -> None:
         """Take up what the disk remembers. Call once, before anything else.
@@ -310,7 +310,7 @@ class Neighbours:
         self._set_cut(self.gossip.cut - self._named(regions))
 
     def _named(self, regions: Sequence[str]) -> frozenset[RegionId]:
-        others = self._here.settings.others
+        others = [region for region in self._here.membership.linked if region != self._here.me]
         for region in regions:
             if region not in others:
                 raise InvalidRequestError(

@@ -139,7 +139,7 @@ class Records:
 
     def _waiting_elsewhere(self, view: TaskView) -> str:
         here = self._here
-        if view.owner not in here.settings.members:
+        if not here.membership.is_member(view.owner):
             return f"its owner {view.owner}, which is not a member"
         silent_ms = self._handover.silent_for_ms(RegionId(view.owner))
         partition = view.submitted.options.partition if view.submitted is not None else ""

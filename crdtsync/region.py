@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from crdtsync.clock import HybridClock, Now
+from crdtsync.coordination.membership import Membership
 from crdtsync.documents import DocumentShelf
 from crdtsync.effects import CommitRow, Effect, Notify, ReadCommits
 from crdtsync.errors import DamagedTaskError
@@ -37,8 +38,10 @@ class RegionState:
         self.now = now
         self.started = now
         self.clock = HybridClock(clock_bound, max_skew_ms=settings.max_skew_ms)
-        self.log = DomainLog(self.domain, writer, max_skew_ms=settings.max_skew_ms, members=settings.members)
-        self.stability = Stability(settings.members)
+        self.membership = Membership.founding(settings.members)
+        self.others = self.membership.others(self.me)  # asked for at every review
+        self.log = DomainLog(self.domain, writer, max_skew_ms=settings.max_skew_ms, members=self.membership.known)
+        self.stability = Stability(self.membership.counted)
         self.table = TaskTable(self.domain)
         self.documents = DocumentShelf(writer)
         self.outbox = Outbox()

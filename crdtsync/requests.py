@@ -241,7 +241,7 @@ class Requests:
             spec.region,
             task_id,
             here=here.me,
-            members=settings.members,
+            members=here.membership.owners,
             keyed=bool(spec.key),
             partition=options.partition,
         )

@@ -398,7 +398,7 @@ def older_checkpoint_wins(patches: Patches) -> None:
 def take_over_too_early(patches: Patches) -> None:
     def impatient(self: Any) -> frozenset[RegionId]:
         lost_after = self._here.settings.lost_after_ms // 3
-        return frozenset(r for r in self._here.settings.others if self.silent_for_ms(r) >= lost_after)
+        return frozenset(r for r in self._here.others if self.silent_for_ms(r) >= lost_after)
 
     patches.replace(handover.Handover, "silent", impatient)
 

@@ -34,7 +34,6 @@ class Handover:
         reachable: Callable[[RegionId], bool],
     ) -> None:
         self._here = here
-        self._others = here.settings.others  # computed at each use there, and asked for at every review
         self._last_heard = last_heard
         self._serves = serves
         self._reachable = reachable
@@ -53,12 +52,12 @@ class Handover:
 
     def silent(self) -> frozenset[RegionId]:
         lost_after = self._here.settings.lost_after_ms
-        return frozenset(r for r in self._others if self.silent_for_ms(r) >= lost_after)
+        return frozenset(r for r in self._here.others if self.silent_for_ms(r) >= lost_after)
 
     def present(self) -> frozenset[RegionId]:
         """The other members of which something has been heard within `lost_after`."""
         lost_after = self._here.settings.lost_after_ms
-        return frozenset(r for r in self._others if self.silent_for_ms(r) < lost_after)
+        return frozenset(r for r in self._here.others if self.silent_for_ms(r) < lost_after)
 
     # Takeover ----------------------------------------------------------------------------------
 
@@ -93,7 +92,7 @@ class Handover:
                 view = here.table.view(task)
                 if not lifecycle.may_open_term(view, here.me):
                     continue
-                if may_take_over(task_id, owner, here.me, here.settings.members, silent):
+                if may_take_over(task_id, owner, here.me, here.membership.owners, silent):
                     if left == 0:
                         return True
                     left -= 1
@@ -117,7 +116,7 @@ class Handover:
         assert view.submitted is not None
         name = view.submitted.name
         willing: Iterable[RegionId] = here.declared.get(name, ())
-        taker = next_taker(task.id, here.me, here.settings.members, filter(self._reachable, willing))
+        taker = next_taker(task.id, here.me, here.membership.owners, filter(self._reachable, willing))
         if taker is None:
             return False
         if view.offer is not None and view.offer.region == taker:
