@@ -126,8 +126,8 @@ class Duties:
         here, submitted, submission = self._here, view.submitted, view.submission
         assert submitted is not None
         assert submission is not None
-        if submitted.deadline_ms > here.now.wall_ms:
-            here.timers.at_wall(submitted.deadline_ms, ("deadline", task.id))
+        if submitted.deadline_ms > here.time_ms:
+            here.timers.at_time(submitted.deadline_ms, ("deadline", task.id))
         elif submitted.deadline_ms and lifecycle.may_expire(view, here.me):
             self.expire(task)  # reviewed again at once, for what follows
             return
@@ -162,9 +162,9 @@ class Duties:
             self._leave_queue(task)
             return
         when = max(submitted.not_before_ms, next_attempt_at_ms(view))
-        if when > here.now.wall_ms:
+        if when > here.time_ms:
             self._ready.remove(task.id)
-            here.timers.at_wall(when, ("ready", task.id))
+            here.timers.at_time(when, ("ready", task.id))
             return
         lane = self._dispatcher.lane_of(view)
         self._ready.add(task.id, lane, order_key(submission, view.priority, submitted.deadline_ms))

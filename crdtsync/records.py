@@ -125,10 +125,10 @@ class Records:
             done, total = len(needs.used), len(needs.used) + len(needs.unmet)
             first = min(needs.unmet)
             return f"dependencies: {done} of {total} are done, {first.hex()} is not"
-        if submitted.not_before_ms > here.now.wall_ms:
+        if submitted.not_before_ms > here.time_ms:
             return f"its start time, {views.utc(submitted.not_before_ms)}"
         backoff = next_attempt_at_ms(view)
-        if backoff > here.now.wall_ms:
+        if backoff > here.time_ms:
             return f"its next attempt at {views.utc(backoff)} (backoff after {view.failures} failures)"
         lane = (submitted.queue, submitted.name)
         if not self._workers.serves(lane):

@@ -58,6 +58,14 @@ class RegionState:
         self._open_bytes = 0
         self.touched_by: list[tuple[WriterId, int, tuple[TaskId, ...]]] = []  # for settlement, drained by it
 
+    @property
+    def time_ms(self) -> int:
+        """Real time as far as this node can tell: what delays, deadlines and retention count by.
+
+        Like stamps it follows the monotonic clock, so a wall clock that is set to another hour moves nothing that waits.
+        """
+        return self.clock.physical_ms(self.now)
+
     # Writing -----------------------------------------------------------------------------------
 
     def write(self, event: Event) -> EventId:

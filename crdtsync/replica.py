@@ -347,7 +347,7 @@ class Replica:
 
     def tick(self, now: Now) -> None:
         self._here.now = now
-        for what, which in self._here.timers.due(now, TIMERS_PER_TURN):
+        for what, which in self._here.timers.due(self._here.time_ms, now.mono_ms, TIMERS_PER_TURN):
             self._timer(what, which)
         self._neighbours.gossip.tick(now)
         self._run()
@@ -359,7 +359,7 @@ class Replica:
         now = self._here.now
         if self._more:
             return now.mono_ms + TURN_MS
-        times = [self._here.timers.next_mono_ms(now), self._neighbours.gossip.next_deadline_ms()]
+        times = [self._here.timers.next_mono_ms(self._here.time_ms, now.mono_ms), self._neighbours.gossip.next_deadline_ms()]
         held = self._here.log.next_deadline_ms()
         if held is not None:
             times.append(now.mono_ms + max(1, held - self._here.clock.own_time_ms(now)))

@@ -254,7 +254,7 @@ class Requests:
                 owner=owner,
                 queue=spec.queue or declared.queue,
                 priority=self._records.default_priority(spec.name) if spec.priority is None else spec.priority,
-                not_before_ms=max(spec.not_before_ms, here.now.wall_ms + spec.delay_ms if spec.delay_ms else 0),
+                not_before_ms=max(spec.not_before_ms, here.time_ms + spec.delay_ms if spec.delay_ms else 0),
                 deadline_ms=spec.deadline_ms,
                 key=spec.key,
                 generation=generation,
@@ -281,7 +281,7 @@ class Requests:
         if not held.settled or not held.ended or view.submitted is None:
             return False
         end = _ended_at(view)
-        return end is not None and (end.stamp >> 16) + view.submitted.options.window_ms < self._here.now.wall_ms
+        return end is not None and (end.stamp >> 16) + view.submitted.options.window_ms < self._here.time_ms
 
     # Changing ----------------------------------------------------------------------------------
 

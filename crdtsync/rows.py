@@ -218,7 +218,7 @@ class Rows:
         if here.table.damaged and not self.floor:
             return  # the log is whole: what is damaged can be derived from it, at a next start
         stable, done = here.stability.stable(), self._settlement.done
-        latest = here.now.wall_ms - here.settings.retention_ms
+        latest = here.time_ms - here.settings.retention_ms
         for writer, marks in sorted(self._marks.items()):
             upto = min(stable[writer], done.get(writer, 0), self.folded[writer], here.log.durable_applied[writer])
             old: Mark | None = None

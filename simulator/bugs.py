@@ -202,6 +202,10 @@ def stamps_go_back_at_a_restart(patches: Patches) -> None:
     patches.replace(clocks.HybridClock, "observe", lambda self, stamp, now: None)
 
 
+def waits_by_the_wall_clock(patches: Patches) -> None:
+    patches.replace(region.RegionState, "time_ms", property(lambda self: self.now.wall_ms))
+
+
 # Resolution ----------------------------------------------------------------------------------------
 
 
@@ -495,6 +499,8 @@ BUGS: Final = (
         ("HLC-1", "HLC-2", "CORE-1"), "skew", plant=stamps_from_the_wall_clock),
     Bug("stamps_go_back_at_a_restart", "the highest stamp is forgotten in a restart", ("HLC-1", "HLC-2"), "skew",
         plant=stamps_go_back_at_a_restart),
+    Bug("waits_by_the_wall_clock", "delays and backoff count by a clock that may step", ("TIME-1", "RETRY-2"), "skew",
+        plant=waits_by_the_wall_clock),
     Bug("winner_by_end", "the first to end wins, not the first to claim", ("CONV-6", "CONF-1", "CONF-3"),
         plant=winner_by_end),
     Bug("winner_by_arrival", "the success that a replica heard of first wins there", ("CONV-1", "CONV-2"),

@@ -106,7 +106,9 @@ def skew(seed: int) -> Scenario:
             Fault("kill", 9_000, 500, (one,)),
             Fault("clock_offset", 11_000, 20_000, (other,), {"off_ms": 3_000}),
             Fault("kill", 13_000, 500, (other,)),
+            Fault("clock_step", 18_000, 0, (one,), {"by_ms": 600_000}),
         ),
+        (*MIXED, _load("noop", 1.0, delay_ms=3_000)),
     )
 
 

@@ -110,15 +110,8 @@ def merge(tables: Iterable[Mapping[str, Mapping[str, int]]]) -> Table:
 
 # Pairs that cannot meet ----------------------------------------------------------------------------
 
-_JUMPS: Final = "what its wall clock showed when it decided is not known once it jumps"
-_WRONG: Final = "backoff is judged where the clocks of both sides are right"
-_CLOCKS: Final = ("clock_offset", "clock_drift", "clock_step", "clock_strobe", "clock_frozen")
-
 #: (fault kind, invariant) -> why no instance of the invariant can touch the fault. "*" stands for every kind.
-IMPOSSIBLE: Final[dict[tuple[str, str], str]] = {
-    **{(kind, "RETRY-2"): _WRONG for kind in _CLOCKS},
-    **{(kind, "TIME-1"): _JUMPS for kind in _CLOCKS if kind != "clock_drift"},
-}
+IMPOSSIBLE: Final[dict[tuple[str, str], str]] = {}
 
 
 def reason(kind: str, invariant: str) -> str | None:

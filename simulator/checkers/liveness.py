@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from simulator.checkers.chronicle import Chronicle, Family, named, told
-from simulator.checkers.peek import own_time_ms, true_ms
+from simulator.checkers.peek import own_time_ms, physical_ms, true_ms
 from simulator.trace import Record
 from simulator.vacuity import region_of_node
 
@@ -117,7 +117,7 @@ class Liveness(Family):
         workers = [worker for worker in self.world.workers if worker.node.region == view.owner and worker.alive]
         if workers and all(len(worker.running) >= worker.credits for worker in workers):
             return True  # behind handlers that take their time
-        if submitted.not_before_ms > self.world.nodes[record.node].now.wall_ms:
+        if submitted.not_before_ms > physical_ms(self.world.nodes[record.node]):
             return True
         for parent, _ in submitted.after:
             of_parent = self._views.get(parent, {}).get(record.node)

@@ -28,16 +28,24 @@ def floor(node: Node) -> dict[str, int]:
     return dict(node.replica._rows.floor_heads.items())  # noqa: SLF001
 
 
-def own_time_ms(node: Node) -> int:
-    """The time by which a node judges others' stamps, without moving its clock on; its wall clock while it is down."""
+def physical_ms(node: Node) -> int:
+    """The time by which a node waits, without moving its clock on; its wall clock while it is down."""
     now = node.now
     if node.replica is None:
         return now.wall_ms
     clock = node.replica._here.clock  # noqa: SLF001
     if clock._mono_ms is None:  # noqa: SLF001
         return now.wall_ms
+    return now.mono_ms + int(clock._offset_ns) // _NS_PER_MS  # noqa: SLF001
+
+
+def own_time_ms(node: Node) -> int:
+    """The time by which a node judges others' stamps; its wall clock while it is down."""
+    if node.replica is None:
+        return node.now.wall_ms
+    clock = node.replica._here.clock  # noqa: SLF001
     restored_ms: int = clock._restored_ms - clock.max_skew_ms  # noqa: SLF001
-    return max(now.mono_ms + clock._offset_ns // _NS_PER_MS, restored_ms)  # noqa: SLF001
+    return max(physical_ms(node), restored_ms)
 
 
 def commits_sent(node: Node) -> int:

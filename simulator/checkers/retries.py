@@ -6,28 +6,21 @@ from typing import Final
 
 from crdtsync import events as ev
 from crdtsync.effects import TaskRow
-from crdtsync.identifiers import EventId, region_of
-from simulator.checkers.chronicle import Chronicle, Family, named, seqs, told
+from crdtsync.identifiers import EventId
+from simulator.checkers.chronicle import Family, named, seqs
+from simulator.checkers.peek import physical_ms
 from simulator.checkers.reckoning import Verdict, reckon
 from simulator.trace import Record
-from simulator.vacuity import region_of_node
 
-CLOCK_SLACK_MS: Final = 50  # stamps follow a slewed clock, waits the wall: right clocks agree to a few milliseconds
+SLACK_MS: Final = 5  # between a decision and the record of the batch that carries it
 
 
 class Retries(Family):
-    kinds = ("commit", "disk.write", "fault.hit")
+    kinds = ("commit", "disk.write")
     invariants = ("RETRY-1", "RETRY-2", "RETRY-4", "DLQ-1")
-
-    def __init__(self, chronicle: Chronicle) -> None:
-        super().__init__(chronicle)
-        self._bad_clocks: set[str] = set()
 
     def on_event(self, record: Record) -> None:
         match record.kind:
-            case "fault.hit":
-                if told(record, "fault").startswith("clock_"):
-                    self._bad_clocks.add(region_of_node(record.node))
             case "disk.write":
                 for row in record.subject.rows:
                     if row.state == "dead":
@@ -62,22 +55,21 @@ class Retries(Family):
                 task=event.task,
                 events=events,
             )
-        self._rested(record, id, event, before)
+        self._rested(record, event, before)
 
-    def _rested(self, record: Record, id: EventId, event: ev.Claimed, before: Verdict) -> None:
-        """Between half the backoff and the claim nothing starts, where the clocks of both sides are right."""
+    def _rested(self, record: Record, event: ev.Claimed, before: Verdict) -> None:
+        """Between a failure and half the backoff after it nothing starts, by the clock of whoever starts it."""
         end, options = before.failed_at, before.submitted.options
-        regions: set[str] = {region_of(id.writer)} | ({region_of(end.writer)} if end is not None else set())
-        if end is None or not regions.isdisjoint(self._bad_clocks) or not self._clocks_agree(regions):
+        if end is None:
             return
         self.judged("RETRY-2", record.node, record)
         delay_ms = options.backoff_ms_base
         for _ in range(before.streak - 1):
             delay_ms = delay_ms * options.backoff_factor_permille // 1_000
         cap_ms = options.backoff_ms_max or delay_ms
-        least_ms = min(delay_ms, cap_ms) // 2 - CLOCK_SLACK_MS
+        least_ms = min(delay_ms, cap_ms) // 2 - SLACK_MS
         # Not by the claim's stamp: a commit that waits for its batch has that of its first event.
-        rested_ms = self.world.nodes[record.node].now.wall_ms - (end.stamp >> 16)
+        rested_ms = physical_ms(self.world.nodes[record.node]) - (end.stamp >> 16)
         if rested_ms < least_ms:
             self.fail(
                 "RETRY-2",
@@ -86,12 +78,6 @@ class Retries(Family):
                 task=event.task,
                 events=(record.seq,),
             )
-
-    def _clocks_agree(self, regions: set[str]) -> bool:
-        scenario = self.world.scenario
-        return all(
-            region.wall_off_ms == 0 and region.drift_ppm == 0 for region in scenario.regions if region.name in regions
-        )
 
     def _dead(self, record: Record, row: TaskRow) -> None:
         """A dead letter is one: its attempts are used up and none is open."""

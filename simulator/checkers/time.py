@@ -7,12 +7,11 @@ from typing import Any, Final
 from crdtsync import events as ev
 from crdtsync.identifiers import EventId, incarnation_of, node_of
 from simulator.checkers.chronicle import Chronicle, Family, Heads, named
-from simulator.checkers.peek import own_time_ms
+from simulator.checkers.peek import own_time_ms, physical_ms
 from simulator.clock import EPOCH_US
 from simulator.trace import Record
 
 COUNTER_ODD: Final = 1 << 15  # a counter that gets this far within a millisecond runs away
-JUMPS: Final = ("clock_offset", "clock_step", "clock_strobe", "clock_frozen")
 SLACK_MS: Final = 5  # between a decision and the record of the batch that carries it
 DRIFT_SLACK_MS: Final = 200  # what a clock that drifts by 500 ppm gains in some minutes
 
@@ -109,9 +108,10 @@ class Time(Family):
             )
 
     def _in_time(self, record: Record, id: EventId, event: Any) -> None:
-        """Nothing starts before its time or expires before its deadline, by the clock of whoever decides."""
+        """Nothing starts before its time or expires before its deadline, by the clock of whoever decides: the one that
+        does not step with the wall clock."""
         kind = type(event)
-        if kind not in (ev.Claimed, ev.Expired) or self._steps(record.node):
+        if kind not in (ev.Claimed, ev.Expired):
             return
         before = self.chronicle.verdict_before(event.task, id)
         if before is None:
@@ -120,7 +120,7 @@ class Time(Family):
         if not due_ms:
             return
         self.judged("TIME-1", record.node, record)
-        early_ms = due_ms - self.world.nodes[record.node].now.wall_ms
+        early_ms = due_ms - physical_ms(self.world.nodes[record.node])
         if early_ms > SLACK_MS:
             did = "started" if kind is ev.Claimed else "expired"
             self.fail(
@@ -129,11 +129,6 @@ class Time(Family):
                 task=event.task,
                 events=(record.seq,),
             )
-
-    def _steps(self, node: str) -> bool:
-        """Whether its wall clock has been made to jump: then what it showed at the decision is not known."""
-        region = self.world.nodes[node].region
-        return any(fault.fault.kind in JUMPS and fault.hits[region] for fault in self.world.faults)
 
     # What is applied -------------------------------------------------------------------------------
 

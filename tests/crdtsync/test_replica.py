@@ -169,6 +169,39 @@ def test_a_delay_a_start_time_and_a_deadline_are_kept() -> None:
     assert cluster.state("eu", expiring) == "expired"
 
 
+@pytest.mark.parametrize("step_ms", [3_600_000, -600_000])
+def test_a_wall_clock_that_steps_moves_no_delay_backoff_or_deadline(step_ms: int) -> None:
+    """Simulator, clock_jump: what was delayed under a clock an hour ahead waited for that hour once it was right."""
+    failures = iter((Outcome("failed", after_ms=1),))
+    cluster = Cluster(
+        "eu",
+        tasks={"noop": succeed, "long": never, "flaky": lambda _: next(failures, Outcome(after_ms=1))},
+        declare={"flaky": {"backoff_ms_base": 4_000}},
+    )
+    eu = cluster.nodes["eu"]
+    cluster.run_for(1_000)
+    submitted_ms = cluster.time_ms
+    before = cluster.submit("eu", "noop", delay_ms=3_000)
+    expiring = cluster.submit("eu", "long", delay_ms=60_000, deadline_ms=eu.now.wall_ms + 3_000)
+    again = cluster.submit("eu", "flaky")
+    cluster.run_for(1_000)
+    eu.wall_offset_ms = step_ms
+    during = cluster.submit("eu", "noop", delay_ms=3_000)
+    cluster.run_for(1_000)
+    assert not [at for at, _, assignment in cluster.started if assignment.task in (before, during)]
+    assert cluster.state("eu", expiring) == "waiting"
+    eu.wall_offset_ms = 0
+    cluster.run_for(6_000)
+    starts = [
+        [at - submitted_ms for at, _, assignment in cluster.started if assignment.task == task]
+        for task in (before, during, again)
+    ]
+    assert 3_000 <= starts[0][0] <= 3_100
+    assert 4_000 <= starts[1][0] <= 4_100
+    assert 2_000 <= starts[2][1] <= 4_100  # half of its backoff, or up to all of it
+    assert cluster.state("eu", expiring) == "expired"
+
+
 def test_a_timeout_fails_the_attempt_and_stops_the_handler() -> None:
     cluster = Cluster("eu", tasks={"long": never}, declare={"long": {"timeout_ms": 500, "attempts": 1}})
     task = cluster.submit("eu", "long")
