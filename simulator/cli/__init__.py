@@ -13,6 +13,7 @@ COMMANDS: Final = {
     "sweep": ("simulator.cli.sweep:sweep", "Play many seeds, and judge them all."),
     "shrink": ("simulator.cli.shrink:shrink", "Make the smallest scenario that still fails."),
     "mutants": ("simulator.cli.mutants:mutants", "Plant bugs, and see that each is noticed."),
+    "judge": ("simulator.cli.judge:judge", "Was a recorded history linearizable?"),
     "list": ("simulator.cli.list:list_", "Which scenarios, faults and expectations there are."),
 }
 
