@@ -12,11 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from crdtsync.clock import Now
+from crdtsync.coordination.leases import Leases
 from crdtsync.effects import Effect, TaskRow
 from crdtsync.errors import CrdtSyncError, InvalidRequestError
 from crdtsync.gossip.arrived import (
     Arrived,
     CommitsArrived,
+    LeaseHeard,
     OwnHeadsArrived,
     PeerClosed,
     PeerOpened,
@@ -32,7 +34,7 @@ from crdtsync.identifiers import Domain, RegionId, WriterId, node_of
 from crdtsync.log.commit import Commit
 from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Ack
-from crdtsync.protocol import codec
+from crdtsync.protocol import codec, features
 from crdtsync.region import RegionState
 
 CUT_BYTES_MAX: Final = 1 << 16
@@ -83,6 +85,13 @@ class Neighbours:
                 heads_interval_ms=settings.heads_interval_ms, silent_after_ms=settings.lost_after_ms
             ),
             host=self,
+            features=features.OURS,
+        )
+        self.leases = Leases(
+            here,
+            tell=self.gossip.tell,
+            linked=lambda: self.gossip.readers(features.LEASES),
+            distrusted=self._distrusted,
         )
         self.gossip.recovering = bool(here.others)
 
@@ -92,6 +101,7 @@ class Neighbours:
         Raises:
             RemoteProtocolError: If it is not what we wrote.
         """
+        self.leases.restore(meta)
         if "cut" in meta:
             names: Any = codec.decode(meta["cut"], bytes_max=CUT_BYTES_MAX)
             self.gossip.set_cut(frozenset(RegionId(name) for name in names))
@@ -130,6 +140,7 @@ class Neighbours:
         """What the disk held is folded: it is durable, and so is its digest."""
         self._durable = (self._here.log.durable_applied, bytes(self._here.table.digest))
         self._acknowledge()
+        self.leases.start()
 
     def opened(self, ancestors: frozenset[WriterId], stamp: int) -> None:
         """This incarnation's first commit is written; `ancestors` are the earlier ones that the disk knew."""
@@ -195,9 +206,12 @@ class Neighbours:
                     here.notify("warning", "snapshot.aborted", peer=peer, reason=reason)
                 case PeerOpened(peer):
                     self._catching[peer] = (here.now.wall_ms, here.now.mono_ms + CATCH_UP_MS, None)
+                    self.leases.linked(peer)
                 case PeerClosed(peer):
                     self._incoming.discard(peer)
                     self._catching.pop(peer, None)
+                case LeaseHeard(peer, writer, message):
+                    self.leases.heard(peer, writer, message)
                 case TwinMet(writer):
                     self._met_twin(writer)
                 case _:  # links opened and closed, acknowledgements: gossip and stability have noted them
@@ -273,6 +287,14 @@ class Neighbours:
             return False
         log = self._here.log  # of a quarantined writer no more will come
         return any(n > log.applied[w] and w not in log.quarantined for w, n in self._until.items())
+
+    def _distrusted(self) -> str:
+        """Why this node may neither vote for leases nor hold any; "" if it may."""
+        if self.twin is not None:
+            return f"another incarnation of this node is alive: {self.twin}; stop one of the two"
+        if (self._restored or self._known_more) and (self.unanswered or not self._caught_up):
+            return "the disk may be a copy: first every member must tell what it knows of this region"
+        return ""
 
     def may_touch_old(self) -> bool:
         """Whether tasks older than this incarnation may be claimed, ended and edited here.

@@ -99,6 +99,7 @@ class Replica:
         )
         self._neighbours = Neighbours(here, self._intake, restored=not settings.trust_disk)
         self._neighbours.restore(meta)
+        self.leases = self._neighbours.leases
         self._handover = Handover(
             here,
             last_heard=self._neighbours.last_heard,
@@ -359,7 +360,11 @@ class Replica:
         now = self._here.now
         if self._more:
             return now.mono_ms + TURN_MS
-        times = [self._here.timers.next_mono_ms(self._here.time_ms, now.mono_ms), self._neighbours.gossip.next_deadline_ms()]
+        times = [
+            self._here.timers.next_mono_ms(self._here.time_ms, now.mono_ms),
+            self._neighbours.gossip.next_deadline_ms(),
+            self.leases.next_deadline_ms(),
+        ]
         held = self._here.log.next_deadline_ms()
         if held is not None:
             times.append(now.mono_ms + max(1, held - self._here.clock.own_time_ms(now)))
@@ -377,6 +382,7 @@ class Replica:
                 taken, self._intake.taken = self._intake.taken, {}
                 for peer, size in taken.items():
                     self._neighbours.gossip.taken(peer, size, self._here.now)
+        self.leases.flush()
         for effect in self._neighbours.take_effects():
             outbox.urgent(effect)
         return outbox.take()
@@ -425,6 +431,7 @@ class Replica:
             while self._queue:
                 self._desk.do(*self._queue.popleft())
             self._neighbours.recover()
+            self.leases.advance()
             trusted = self._neighbours.may_touch_old()
             if trusted and not self._was_trusted:
                 self._here.table.touch_all()

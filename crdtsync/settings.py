@@ -30,6 +30,11 @@ class Settings:
     start_grace_ms: int = 1_500
     """After a start, how long to wait for peers and workers before older work is claimed or given up."""
     heads_interval_ms: int = 2_000
+    lease_ms: int = 10_000
+    """How long a lease lasts unless renewed, and how long a node does not vote after a start. Lower hands over sooner
+    when a holder dies; each link must carry a round trip, and each disk a write, well within a third of it."""
+    max_hold_lease_ms: int = 60_000
+    """How long a region keeps the lease of a busy queue while others wait for it."""
     max_skew_ms: int = 500
     max_hold_ms: int = 3_600_000
     flush_ms: int = 1_000

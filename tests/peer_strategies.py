@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from crdtsync.coordination.lease import Answer, Ask, Refusal, Step
 from crdtsync.effects import TaskRow
 from crdtsync.identifiers import DEFAULT_DOMAIN, Domain, RegionId, TaskId, writer_id
 from crdtsync.protocol import peer_messages as m
@@ -26,6 +27,26 @@ runs = st.builds(m.Run, writers, numbers, st.lists(blobs, max_size=3).map(tuple)
 beats = st.builds(m.Beat, regions, numbers, numbers, numbers)
 digests = st.one_of(st.just(b""), st.binary(min_size=16, max_size=16))
 own_heads = st.builds(m.OwnHeads, domains, vectors, st.none() | st.tuples(writers, numbers, vectors))
+
+
+scopes = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
+steps = st.sampled_from([int(step) for step in Step])
+lease_ms = st.integers(0, m.LEASE_MS_MAX)
+refusals = st.sampled_from([str(refusal) for refusal in Refusal])
+asks = st.builds(Ask, scopes, steps, numbers, numbers, numbers, lease_ms)
+answers = st.builds(
+    Answer,
+    scopes,
+    steps,
+    numbers,
+    numbers,
+    refusals,
+    numbers,
+    st.just("") | regions,
+    numbers,
+    lease_ms,
+    st.booleans(),
+)
 
 
 def _tuples(items: st.SearchStrategy, max_size: int = 3) -> st.SearchStrategy:
@@ -68,4 +89,7 @@ messages = st.one_of(
     st.builds(m.OwnHeadsQuestion, writers, numbers, _tuples(regions)),
     st.builds(m.OwnHeadsAnswer, writers, regions, _tuples(own_heads)),
     st.builds(m.Bye, texts),
+    st.builds(m.LeaseAsks, numbers, numbers, _tuples(asks)),
+    st.builds(m.LeaseAnswers, numbers, numbers, _tuples(answers), vectors),
+    st.builds(m.LeasesFreed, _tuples(scopes)),
 )

@@ -8,6 +8,7 @@ from crdtsync.effects import TaskRow
 from crdtsync.identifiers import Domain, RegionId, WriterId
 from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Ack
+from crdtsync.protocol.peer_messages import LeaseAnswers, LeaseAsks, LeasesFreed
 
 
 class PeerOpened(NamedTuple):
@@ -89,6 +90,14 @@ class SnapshotAborted(NamedTuple):
     reason: str
 
 
+class LeaseHeard(NamedTuple):
+    """About leases, from the incarnation `writer` of `peer`."""
+
+    peer: RegionId
+    writer: WriterId
+    message: LeaseAsks | LeaseAnswers | LeasesFreed
+
+
 class TwinMet(NamedTuple):
     """Another incarnation of this very region is alive and not our ancestor: stop claiming (rules.md, Incarnation)."""
 
@@ -105,5 +114,6 @@ Arrived: TypeAlias = (
     | SnapshotRows
     | SnapshotDone
     | SnapshotAborted
+    | LeaseHeard
     | TwinMet
 )

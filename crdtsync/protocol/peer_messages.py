@@ -11,10 +11,11 @@ Bytes from outside never cause more than a `RemoteProtocolError`: size before de
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from crdtsync.coordination.lease import Answer, Ask, Refusal, Step
 from crdtsync.effects import TaskRow
 from crdtsync.errors import LocalProtocolError, RemoteProtocolError
 from crdtsync.events import Plain
@@ -36,6 +37,9 @@ ROWS_MAX: Final = 4_096
 ROW_LABELS_MAX: Final = 1_024
 DIGEST_BYTES_MAX: Final = 64
 STATE_PIECE_BYTES_MAX: Final = 1 << 20
+LEASES_PER_FRAME_MAX: Final = 1_024  # requests or answers about leases in one frame
+SCOPE_CHARS_MAX: Final = 512
+LEASE_MS_MAX: Final = 3_600_000  # of a lease, or of what is left of one
 
 
 class VectorDelta(NamedTuple):
@@ -198,6 +202,29 @@ class Bye(NamedTuple):
     reason: str
 
 
+class LeaseAsks(NamedTuple):
+    """What a proposer asks this voter about some scopes, under the membership that it knows."""
+
+    epoch: int
+    version: int
+    asks: tuple[Ask, ...]
+
+
+class LeaseAnswers(NamedTuple):
+    """What a voter says to earlier requests, in any order."""
+
+    epoch: int
+    version: int
+    answers: tuple[Answer, ...]
+    heads: tuple[tuple[WriterId, int], ...]  # applied and durable at the voter, if it accepts a new tenure in here
+
+
+class LeasesFreed(NamedTuple):
+    """To those that were refused: the holder has given these back."""
+
+    scopes: tuple[str, ...]
+
+
 PeerMessage: TypeAlias = (
     Hello
     | HelloRefused
@@ -215,6 +242,9 @@ PeerMessage: TypeAlias = (
     | OwnHeadsQuestion
     | OwnHeadsAnswer
     | Bye
+    | LeaseAsks
+    | LeaseAnswers
+    | LeasesFreed
 )
 
 # Shapes ----------------------------------------------------------------------------------------------------------------
@@ -265,6 +295,10 @@ def _writer(value: Any) -> WriterId:
     if type(value) is not str or not _is_writer(value):
         raise _wrong(value, "a writer")
     return WriterId(value)
+
+
+def _optional_region(value: Any) -> str:
+    return "" if value == "" else _region(value)
 
 
 def _domain(value: Any) -> Domain:
@@ -340,6 +374,35 @@ _row = _fields(
     _payload,  # facts
     into=lambda *fields: TaskRow(_UNNAMED, *fields),
 )
+
+
+def _scope(value: Any) -> str:
+    if type(value) is not str or not 0 < len(value) <= SCOPE_CHARS_MAX:
+        raise _wrong(value, "a scope")
+    return value
+
+
+def _one_of(values: Collection[Any], what: str) -> Check:
+    allowed = frozenset(values)
+
+    def check(value: Any) -> Any:
+        if type(value) not in (int, str) or value not in allowed:
+            raise _wrong(value, what)
+        return value
+
+    return check
+
+
+def _lease_ms(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= LEASE_MS_MAX:
+        raise _wrong(value, "the length of a lease")
+    return value
+
+
+_step = _one_of([int(step) for step in Step], "a step")
+_refusal = _one_of([str(refusal) for refusal in Refusal], "a refusal")
+_ask = _fields(_scope, _step, _uint, _uint, _uint, _lease_ms, into=Ask)
+_answer = _fields(_scope, _step, _uint, _uint, _refusal, _uint, _optional_region, _uint, _lease_ms, _bool, into=Answer)
 _own_heads = _fields(_domain, _vector, _optional(_fields(_writer, _uint, _vector)), into=OwnHeads)
 
 KINDS: Final[dict[int, type[Any]]] = {
@@ -359,6 +422,9 @@ KINDS: Final[dict[int, type[Any]]] = {
     14: OwnHeadsQuestion,
     15: OwnHeadsAnswer,
     16: Bye,
+    20: LeaseAsks,
+    21: LeaseAnswers,
+    22: LeasesFreed,
 }
 KIND_OF: Final = {message: kind for kind, message in KINDS.items()}
 
@@ -381,6 +447,9 @@ _SHAPES: Final[dict[int, Check]] = {
     14: _fields(_writer, _uint, _regions, into=OwnHeadsQuestion),
     15: _fields(_writer, _region, _many(_own_heads, DOMAINS_MAX), into=OwnHeadsAnswer),
     16: _fields(_text, into=Bye),
+    20: _fields(_uint, _uint, _many(_ask, LEASES_PER_FRAME_MAX), into=LeaseAsks),
+    21: _fields(_uint, _uint, _many(_answer, LEASES_PER_FRAME_MAX), _vector, into=LeaseAnswers),
+    22: _fields(_many(_scope, LEASES_PER_FRAME_MAX), into=LeasesFreed),
 }
 assert _SHAPES.keys() == KINDS.keys()
 

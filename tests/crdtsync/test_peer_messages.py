@@ -92,6 +92,15 @@ def test_a_kind_of_a_later_version_is_no_error():
         [15, 1, str(EU_1), "eu", [["default", [], [str(EU_1), 1]]]],
         [7, 1, 0, 0, 0, 0, [["eu", 1, 1]]],
         [7, 1, 0, 0, 0, 0, {"eu": 1}],
+        [20, 1, 0, 1, [["", 0, 1, 1, 0, 0]]],
+        [20, 1, 0, 1, [["s", 3, 1, 1, 0, 0]]],
+        [20, 1, 0, 1, [["s", True, 1, 1, 0, 0]]],
+        [20, 1, 0, 1, [["s", 0, BIG, 1, 0, 0]]],
+        [20, 1, 0, 1, [["s", 1, 1, 1, 0, m.LEASE_MS_MAX + 1]]],
+        [20, 1, 0, 1, [["s" * (m.SCOPE_CHARS_MAX + 1), 0, 1, 1, 0, 0]]],
+        [21, 1, 0, 1, [["s", 0, 1, 1, "maybe", 1, "", 0, 0, False]], []],
+        [21, 1, 0, 1, [["s", 0, 1, 1, "", 1, "EU", 0, 0, False]], []],
+        [22, 1, [7]],
         [16, 1, cbor2.CBORTag(0, "2020-01-01T00:00:00Z")],
     ],
 )
@@ -142,6 +151,9 @@ def test_every_kind_has_a_number_for_ever():
         14: ("OwnHeadsQuestion", 3),
         15: ("OwnHeadsAnswer", 3),
         16: ("Bye", 1),
+        20: ("LeaseAsks", 3),
+        21: ("LeaseAnswers", 4),
+        22: ("LeasesFreed", 1),
     }
 
 
