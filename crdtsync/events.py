@@ -167,6 +167,52 @@ class WriterOpened(NamedTuple):
     features: int
 
 
+class LimitSet(NamedTuple):
+    """A limit is created, changed or taken away: of several the latest counts, and the first says who mints its rights.
+
+    Limits are not facts of a task: they and the next four are folded by `coordination.limits`.
+    """
+
+    limit: bytes  # hash of target and kind
+    target: str  # "queue:NAME" | "task:NAME" | "key:KEY"
+    kind: str  # "concurrency" | "rate"
+    scope: str  # "region" | "global" | "none": taken away
+    amount: int  # running at once, or starts per period
+    period_ms: int  # of a rate, else 0
+    origin: str  # "operator", or the name of the app that declares it as "app:NAME"
+    founders: tuple[str, ...]  # sorted: the members when it was written
+
+
+class RightsMinted(NamedTuple):
+    """So many rights come into being, in the hands of the writer's region."""
+
+    limit: bytes
+    amount: int
+    saw: EventId  # the `LimitSet` that it fills up to
+
+
+class RightsMoved(NamedTuple):
+    """The writer's region gives rights away. Nobody's, until the receiver has applied this."""
+
+    limit: bytes
+    to: str  # the receiver: its writer, as its giver knew it
+    amount: int
+
+
+class RightsBurned(NamedTuple):
+    """So many rights of the writer's region cease to be: the limit was lowered."""
+
+    limit: bytes
+    amount: int
+
+
+class RightsInherited(NamedTuple):
+    """All rights of a region that has left for good, and runs nothing any more, are those of the writer's region."""
+
+    limit: bytes
+    region: str
+
+
 class Unknown(NamedTuple):
     kind: int
     fields: tuple[Plain, ...]
@@ -187,7 +233,8 @@ TaskEvent: TypeAlias = (
     | PriorityEdited
     | LabelEdited
 )
-Event: TypeAlias = TaskEvent | DocumentUpdated | Declared | WriterOpened | Unknown
+LimitEvent: TypeAlias = LimitSet | RightsMinted | RightsMoved | RightsBurned | RightsInherited
+Event: TypeAlias = TaskEvent | DocumentUpdated | Declared | WriterOpened | LimitEvent | Unknown
 
 KINDS: Final[dict[int, type[Any]]] = {
     1: Submitted,
@@ -206,9 +253,15 @@ KINDS: Final[dict[int, type[Any]]] = {
     14: DocumentUpdated,
     15: Declared,
     16: WriterOpened,
+    22: LimitSet,
+    23: RightsMinted,
+    24: RightsMoved,
+    25: RightsBurned,
+    26: RightsInherited,
 }
 KIND_OF: Final = {record: kind for kind, record in KINDS.items()}
 TASK_EVENTS: Final = frozenset(KINDS[kind] for kind in range(1, 14))
+LIMIT_EVENTS: Final = frozenset(KINDS[kind] for kind in range(22, 27))
 
 _ID = (tuple, type(None))
 _SHAPES: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
@@ -244,6 +297,11 @@ _SHAPES: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
     14: ((bytes,), (str,), (bytes,)),
     15: ((str,), (str,), (str,), (int,), (tuple,)),
     16: ((str,), (int,), (int,)),
+    22: ((bytes,), (str,), (str,), (str,), (int,), (int,), (str,), (tuple,)),
+    23: ((bytes,), (int,), (tuple,)),
+    24: ((bytes,), (str,), (int,)),
+    25: ((bytes,), (int,)),
+    26: ((bytes,), (str,)),
 }
 # Every allowed sequence of exact types, spelled out: one set look-up checks a whole event.
 SIGNATURES: Final = {kind: frozenset(itertools.product(*shape)) for kind, shape in _SHAPES.items()}

@@ -18,10 +18,15 @@ from crdtsync.events import (
     Event,
     Expired,
     LabelEdited,
+    LimitSet,
     Offered,
     Options,
     PriorityEdited,
     Requeued,
+    RightsBurned,
+    RightsInherited,
+    RightsMinted,
+    RightsMoved,
     Submitted,
     TermOpened,
     Unknown,
@@ -107,6 +112,19 @@ names = st.text(min_size=1, max_size=8)
 regions = st.sampled_from(["eu", "us", "ap-south-1"])
 priorities = st.integers(0, 9)
 maybe_id = st.none() | event_ids
+targets = st.sampled_from(["queue:", "task:", "key:"]).flatmap(lambda kind: texts.map(lambda name: kind + name))
+limit_sets = st.builds(
+    lambda id, target, scope, amount, period_ms, origin, founders: LimitSet(
+        id, target, "rate" if period_ms else "concurrency", scope, amount, period_ms, origin, founders
+    ),
+    ids,
+    targets,
+    st.sampled_from(["region", "global", "none"]),
+    counts,
+    counts,
+    st.just("operator") | texts.map(lambda app: f"app:{app}"),
+    st.sets(regions, min_size=1).map(lambda names: tuple(sorted(names))),
+)
 events: st.SearchStrategy[Any] = st.one_of(
     st.builds(
         Submitted,
@@ -160,6 +178,11 @@ events: st.SearchStrategy[Any] = st.one_of(
     st.builds(DocumentUpdated, ids | st.just(b""), texts, st.binary(max_size=9)),
     st.builds(Declared, names, texts, texts, priorities, options),
     st.builds(WriterOpened, writers | st.just(""), counts, counts),
+    limit_sets,
+    st.builds(RightsMinted, ids, counts, event_ids),
+    st.builds(RightsMoved, ids, writers, counts),
+    st.builds(RightsBurned, ids, counts),
+    st.builds(RightsInherited, ids, regions),
     st.builds(Unknown, st.integers(1_000, 65_535), st.lists(plain, max_size=3).map(tuple)),
 )
 

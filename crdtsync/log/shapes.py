@@ -29,10 +29,15 @@ from crdtsync.events import (
     Event,
     Expired,
     LabelEdited,
+    LimitSet,
     Offered,
     Options,
     PriorityEdited,
     Requeued,
+    RightsBurned,
+    RightsInherited,
+    RightsMinted,
+    RightsMoved,
     Submitted,
     TermOpened,
     Unknown,
@@ -54,6 +59,10 @@ PARTITIONS: Final = frozenset(("wait", "takeover", "quorum"))
 CANCELS: Final = frozenset(("wins", "loses"))
 OUTCOMES: Final = frozenset(("ok", "failed", "lost"))
 OFFER_REASONS: Final = frozenset(("drain", "unserved"))
+LIMIT_TARGETS: Final = ("queue:", "task:", "key:")
+LIMIT_KINDS: Final = frozenset(("concurrency", "rate"))
+LIMIT_SCOPES: Final = frozenset(("region", "global", "none"))
+LIMIT_ID_BYTES: Final = 16
 
 _EVENT_ID: Final = (int, str, int, int)
 _OPTIONS: Final = (str, int, int, int, int, int, str, str, int, int, int, tuple)
@@ -295,6 +304,49 @@ def _writer_opened(e: Any) -> Event:
     return WriterOpened(checked_writer(predecessor) if predecessor else "", number, features)
 
 
+def _limit(limit: bytes, amount: int = 1) -> None:
+    if len(limit) != LIMIT_ID_BYTES or amount >> INT_BITS:
+        _bad(f"a limit has an id of {LIMIT_ID_BYTES} bytes, and amounts are never negative")
+
+
+def _limit_set(e: Any) -> Event:
+    _, limit, target, kind, scope, amount, period_ms, origin, founders = e
+    _limit(limit, amount)
+    if not target.startswith(LIMIT_TARGETS) or kind not in LIMIT_KINDS or scope not in LIMIT_SCOPES:
+        _bad(f"no such limit: {target[:80]!r}, {kind!r}, {scope!r}")
+    if period_ms >> INT_BITS or (period_ms > 0) != (kind == "rate"):
+        _bad("a rate has a period, and nothing else has")
+    if not founders or any(type(founder) is not str for founder in founders):
+        _bad("founders are regions")
+    regions = tuple(map(checked_region, founders))
+    if any(regions[i] >= regions[i + 1] for i in range(len(regions) - 1)):
+        _bad("founders are sorted, each once")
+    return LimitSet(limit, target, kind, scope, amount, period_ms, origin, regions)
+
+
+def _rights_minted(e: Any) -> Event:
+    _, limit, amount, saw = e
+    _limit(limit, amount)
+    return RightsMinted(limit, amount, _event_id(saw))
+
+
+def _rights_moved(e: Any) -> Event:
+    _, limit, to, amount = e
+    _limit(limit, amount)
+    return RightsMoved(limit, checked_writer(to), amount)
+
+
+def _rights_burned(e: Any) -> Event:
+    _limit(*e[1:])
+    return RightsBurned(*e[1:])
+
+
+def _rights_inherited(e: Any) -> Event:
+    _, limit, region = e
+    _limit(limit)
+    return RightsInherited(limit, checked_region(region))
+
+
 _CHECKS: Final[dict[int, Callable[[Any], Event]]] = {
     1: _submitted,
     2: _term_opened,
@@ -312,6 +364,11 @@ _CHECKS: Final[dict[int, Callable[[Any], Event]]] = {
     14: _document_updated,
     15: _declared,
     16: _writer_opened,
+    22: _limit_set,
+    23: _rights_minted,
+    24: _rights_moved,
+    25: _rights_burned,
+    26: _rights_inherited,
 }
 assert _CHECKS.keys() == SIGNATURES.keys()  # no kind is let through unchecked
 

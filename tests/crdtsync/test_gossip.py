@@ -24,6 +24,7 @@ from crdtsync.gossip.arrived import (
 )
 from crdtsync.gossip.settings import GossipSettings
 from crdtsync.identifiers import DEFAULT_DOMAIN, Domain, RegionId, TaskId, writer_id
+from crdtsync.log.domain_log import DomainLog
 from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Ack
 from crdtsync.protocol import peer_messages as m
@@ -694,6 +695,25 @@ def test_a_region_without_a_link_to_a_member_gets_its_answer_over_others():
     network.recording = True
     network.run(10_000)
     assert {type(m.decode_frame(frame).message) for _, _, frame in network.frames} == {m.HeadsHeard, m.Ping, m.Pong}
+
+
+def test_nobody_answers_for_an_asker_while_it_knows_more_of_it_than_is_on_its_disk():
+    """It may act on that soon, and the asker, on an older disk, would not know (found by the model of limits)."""
+    fake = Fake(lone())
+    fake.connect()
+    before = writer_id("us", "f", 0, bytes(8))
+    old = DomainLog(DOMAIN, before)
+    fake.hello()
+    fake.drain()
+    commit = old.append([Expired(TaskId(bytes(16)), False)], make_stamp(1_000, 0))
+    fake.node.log.receive(commit.blob, 1 << 60)
+    question = m.OwnHeadsQuestion(fake.writer, 1, (EU,))
+    fake.say(question)
+    assert of_kind(fake.drain(), m.OwnHeadsAnswer) == []
+    fake.node.log.mark_durable(fake.node.log.have, fake.node.log.applied)
+    fake.say(question._replace(round=2))
+    (answer,) = of_kind(fake.drain(), m.OwnHeadsAnswer)
+    assert answer.domains[0].heads == ((before, 1),)
 
 
 def test_a_question_is_flooded_once_per_round_and_not_back():

@@ -16,10 +16,15 @@ from crdtsync.events import (
     EffectRecorded,
     Ended,
     LabelEdited,
+    LimitSet,
     Offered,
     Options,
     PriorityEdited,
     Requeued,
+    RightsBurned,
+    RightsInherited,
+    RightsMinted,
+    RightsMoved,
     Submitted,
     TermOpened,
     Unknown,
@@ -35,6 +40,7 @@ ID = EventId(1, EU, 1, 0)
 SUBMITTED = Submitted(task(1), "charge", b"", "eu", "default", 5, 0, 0, "", 0, (), (), None, None, OPTIONS)
 CLAIMED = Claimed(task(1), 0, ID, None, False, (), (), 0)
 ENDED = Ended(task(1), ID, "ok", False, False, "", b"")
+LIMIT = LimitSet(task(1), "queue:mail", "concurrency", "global", 10, 0, "operator", ("ap", "eu"))
 DECLARED = Declared("charge", "shop", "default", 5, OPTIONS)
 
 
@@ -108,6 +114,29 @@ def test_a_cached_value_lets_no_other_type_pass_for_it():
         TermOpened(task(1), -1, None),
         TermOpened(task(1), 0, ()),
         Offered(task(1), 0, "eu", "boredom"),
+        LIMIT._replace(limit=b"short"),
+        LIMIT._replace(target="mail"),
+        LIMIT._replace(kind="size"),
+        LIMIT._replace(scope="planet"),
+        LIMIT._replace(amount=-1),
+        LIMIT._replace(amount=2**53),
+        LIMIT._replace(period_ms=1_000),
+        LIMIT._replace(kind="rate"),
+        LIMIT._replace(founders=()),
+        LIMIT._replace(founders=("us", "eu")),
+        LIMIT._replace(founders=("eu", "eu")),
+        LIMIT._replace(founders=("Not a region",)),
+        LIMIT._replace(founders=(1,)),
+        RightsMinted(task(1), -1, ID),
+        RightsMinted(b"short", 1, ID),
+        RightsMinted(task(1), 1, (1, 2)),
+        RightsMoved(task(1), "eu", 1),
+        RightsMoved(task(1), EU, -1),
+        RightsMoved(b"short", EU, 1),
+        RightsBurned(task(1), -1),
+        RightsBurned(b"short", 1),
+        RightsInherited(task(1), "Not a region"),
+        RightsInherited(b"short", "eu"),
         Offered(task(1), 0, "", "drain"),
         Offered(task(1), -1, "eu", "drain"),
         Withdrawn(task(1), None),
