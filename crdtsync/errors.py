@@ -6,6 +6,8 @@
             RemoteProtocolError     theirs: close, count, carry on
         ClockError
             ClockSkewError
+        CoordinationError
+            FencedError             a newer fencing token was seen
         TaskError
             UnknownTaskError
             UndeclaredTaskError
@@ -74,6 +76,18 @@ class ClockSkewError(ClockError):
     """A stamp is ahead of the limit. The clock is unchanged."""
 
     code = "clock_skew"
+
+
+class CoordinationError(CrdtSyncError):
+    code = "coordination"
+
+
+class FencedError(CoordinationError):
+    """A newer fencing token was seen where this one arrived. Nothing was written; whoever was refused is no longer the
+    holder. Facts: `token`, and `seen`, the newer one."""
+
+    code = "fenced"
+    exit_code = 4
 
 
 class TaskError(CrdtSyncError):
