@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple, NewType
 
 RegionId = NewType("RegionId", str)
@@ -70,15 +71,18 @@ def is_writer(text: str) -> bool:
     return _WRITER.fullmatch(text) is not None
 
 
+@lru_cache(maxsize=4_096)  # the same few writers come with every frame
 def region_of(writer: str) -> RegionId:
     return RegionId(writer[: writer.index("/")])
 
 
+@lru_cache(maxsize=4_096)
 def node_of(writer: str) -> str:
     """`eu/a` of `eu/a#7-...`: the node whose incarnations are ancestors of one another."""
     return writer[: writer.index("#")]
 
 
+@lru_cache(maxsize=4_096)
 def incarnation_of(writer: str) -> int:
     return int(writer[writer.index("#") + 1 : writer.rindex("-")])
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 from crdtsync.errors import RemoteProtocolError
 from crdtsync.identifiers import WriterId
 from crdtsync.log.heads import WRITERS_MAX, Heads
-from crdtsync.protocol.peer_messages import VectorDelta
-
-NOTHING_NEW = VectorDelta(full=False, entries=())
+from crdtsync.protocol.peer_messages import NOTHING_NEW, VectorDelta
 
 
 class VectorFeed:

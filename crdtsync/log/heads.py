@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from crdtsync.errors import RemoteProtocolError
-from crdtsync.identifiers import WriterId, is_writer
+from crdtsync.identifiers import RegionId, WriterId, is_writer
 
 WRITERS_MAX: Final = 65_536  # entries of one vector on the wire: every start of a node adds one
 NUMBER_MAX: Final = (1 << 53) - 1  # exact in every JSON reader; 285 years at a million commits a second
@@ -62,6 +62,8 @@ class Heads:
         return writer in self._last
 
     def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
         return self._last == other._last if isinstance(other, Heads) else NotImplemented
 
     def __hash__(self) -> int:
@@ -74,13 +76,23 @@ class Heads:
         """(writer, number) pairs in the order of the writers."""
         return sorted(self._last.items())
 
+    def of_region(self, region: RegionId) -> dict[WriterId, int]:
+        """The entries of one region's writers."""
+        prefix = f"{region}/"
+        return {writer: number for writer, number in self._last.items() if writer.startswith(prefix)}
+
     def has(self, writer: WriterId, number: int) -> bool:
         return self._last.get(writer, 0) >= number
 
     def covers(self, other: Heads) -> bool:
         """Whether everything in `other` is in here too."""
-        mine = self._last
-        return all(mine.get(writer, 0) >= number for writer, number in other._last.items())
+        if self is other:
+            return True
+        have = self._last.get
+        for writer, number in other._last.items():  # a loop takes half of what all() takes; this is asked all the time
+            if have(writer, 0) < number:
+                return False
+        return True
 
     def join(self, other: Heads) -> Heads:
         """The least heads that cover both."""
@@ -88,7 +100,9 @@ class Heads:
         for writer, number in other._last.items():
             if number > joined.get(writer, 0):
                 joined[writer] = number
-        return Heads.of(joined)
+        heads = Heads.__new__(Heads)
+        heads._last = joined
+        return heads
 
     def meet(self, other: Heads) -> Heads:
         """What is in both."""
@@ -153,6 +167,15 @@ class RunningHeads(dict[WriterId, int]):
         """Set `writer` to `number`, which is further than it was."""
         self[writer] = number
         self._frozen = None
+
+    def join(self, heads: Heads) -> list[WriterId]:
+        """Go up to `heads` where they are further. Returns the writers that moved."""
+        moved = [writer for writer, number in heads._last.items() if number > self.get(writer, 0)]
+        for writer in moved:
+            self[writer] = heads._last[writer]
+        if moved:
+            self._frozen = None
+        return moved
 
     def frozen(self) -> Heads:
         """These heads as they are now; copied at most once per change."""

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from crdtsync.errors import RemoteProtocolError
 from crdtsync.identifiers import RegionId, WriterId, incarnation_of, is_region, is_writer, region_of
-from crdtsync.log.heads import NUMBER_MAX, Heads
+from crdtsync.log.heads import NUMBER_MAX, Heads, RunningHeads
 
 
 class Ack(NamedTuple):
@@ -71,7 +71,7 @@ class _Pending(NamedTuple):
 
 @dataclass(slots=True)
 class _Member:
-    counting: Heads | None = None  # the join of all acknowledgements that counted; None before the first
+    counting: RunningHeads | None = None  # the join of all acknowledgements that counted; None before the first
     first: _Pending | None = None
     last: _Pending | None = None
     latest: Heard | None = None
@@ -98,12 +98,12 @@ class Stability:
     def __init__(self, members: Iterable[RegionId], applied: Heads | None = None) -> None:
         self._members = {member: _Member() for member in sorted(members)}
         self._applied = applied or Heads()
-        self._stable = Heads()
+        self._stable = RunningHeads()
 
     def set_members(self, members: Iterable[RegionId]) -> None:
         """Membership changed. The stable cut never goes back, whoever joins."""
         self._members = {member: self._members.get(member) or _Member() for member in sorted(members)}
-        self._recompute()
+        self._raise(sorted({writer for member in self._members.values() for writer in member.counting or ()}))
 
     def offer(self, ack: Ack, mono_ms: int) -> bool:
         """Take note of an acknowledgement, heard directly or relayed. Returns whether it was news, worth relaying.
@@ -120,7 +120,7 @@ class Stability:
                 member.latest = Heard(ack, mono_ms)
             return False
         member.latest = Heard(ack, mono_ms)
-        own = {writer: number for writer, number in ack.heads.items() if region_of(writer) == ack.member}
+        own = ack.heads.of_region(ack.member)
         own[ack.writer] = max(ack.own_number, own.get(ack.writer, 0))
         member.last = _Pending(ack, tuple(own.items()))
         if member.first is None or member.first.ack.writer != ack.writer:
@@ -133,24 +133,24 @@ class Stability:
         if applied is self._applied:
             return False
         self._applied = applied
-        before = self._stable
+        before = self.stable()
         for member in self._members.values():
             if member.last is not None or member.first is not None:
                 self._settle(member)
-        return self._stable != before
+        return self.stable() is not before
 
     def stable(self) -> Heads:
         """What every member has applied durably, as far as we can know. It never goes back."""
-        return self._stable
+        return self._stable.frozen()
 
     def missing(self, writer: WriterId, number: int) -> list[RegionId]:
         """The members whose acknowledgement of this commit is missing, or does not count yet."""
-        if self._stable.has(writer, number):
+        if self._stable.get(writer, 0) >= number:
             return []
         return [
             name
             for name, member in self._members.items()
-            if member.counting is None or not member.counting.has(writer, number)
+            if member.counting is None or member.counting.get(writer, 0) < number
         ]
 
     def latest(self) -> dict[RegionId, Heard]:
@@ -159,16 +159,23 @@ class Stability:
         return {name: member.latest for name, member in self._members.items() if member.latest is not None}
 
     def _settle(self, member: _Member) -> None:
+        """Count what counts now. Only writers of whom that tells more can move the cut: to meet all heads of all
+        members anew with each acknowledgement took a tenth of a simulated run."""
         heads = member.take_counting(self._applied)
-        if heads is not None:
-            member.counting = heads if member.counting is None else member.counting.join(heads)
-            self._recompute()
+        if heads is None:
+            return
+        if member.counting is None:
+            member.counting = RunningHeads()
+        self._raise(member.counting.join(heads))
 
-    def _recompute(self) -> None:
-        cut: Heads | None = None
+    def _raise(self, writers: Iterable[WriterId]) -> None:
+        """Move the cut up for these writers to the least that every member has."""
+        counting: list[RunningHeads] = []
         for member in self._members.values():
             if member.counting is None:
                 return
-            cut = member.counting if cut is None else cut.meet(member.counting)
-        if cut is not None:
-            self._stable = self._stable.join(cut)
+            counting.append(member.counting)
+        for writer in writers:
+            least = min([heads.get(writer, 0) for heads in counting], default=0)
+            if least > self._stable.get(writer, 0):
+                self._stable.advance(writer, least)
