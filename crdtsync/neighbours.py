@@ -16,6 +16,7 @@ from crdtsync.coordination.leases import Leases
 from crdtsync.effects import Effect, TaskRow
 from crdtsync.errors import CrdtSyncError, InvalidRequestError
 from crdtsync.gossip.arrived import (
+    AckArrived,
     Arrived,
     CommitsArrived,
     LeaseHeard,
@@ -358,8 +359,13 @@ class Neighbours:
     def disconnected(self, peer: RegionId, now: Now) -> None:
         self.take(self.gossip.disconnected(peer, now))
 
-    def receive(self, peer: RegionId, message: bytes, now: Now) -> None:
-        self.take(self.gossip.receive(peer, message, now))
+    def receive(self, peer: RegionId, message: bytes, now: Now) -> bool:
+        """One frame. Whether anything may follow from it, other than from what became stable by it."""
+        heads = self.gossip.counters["heads_received"]
+        arrived = self.gossip.receive(peer, message, now)
+        if arrived:
+            self.take(arrived)
+        return self.gossip.counters["heads_received"] != heads or any(type(item) is not AckArrived for item in arrived)
 
     def take_effects(self) -> list[Effect]:
         return self.gossip.take_effects()

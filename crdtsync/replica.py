@@ -146,6 +146,7 @@ class Replica:
         self._folded = False  # everything that the disk held at start is folded
         self._more = False
         self._turn_due = False  # commands were carried out since the last turn
+        self._stable, self._was_full = here.stability.stable(), False  # as of the last turn
         self._queue: deque[tuple[Any, Any]] = deque()
         self._was_trusted = False
         self._rows.restore(meta, derive=derive)
@@ -247,8 +248,8 @@ class Replica:
     def receive(self, peer: str, message: bytes, now: Now) -> None:
         """One frame from a connected peer. Malformed ones cost that link, and nothing else."""
         self._here.now = now
-        self._neighbours.receive(RegionId(peer), message, now)
-        self._run()
+        if self._neighbours.receive(RegionId(peer), message, now) or self._is_turn_due():
+            self._run()  # else it was a ping, or an acknowledgement that settles nothing: most frames are
 
     def submit(self, command: Any, now: Now, ticket: Any = None) -> None:
         """One command; its answers are `Reply` effects with `ticket`.
@@ -348,27 +349,31 @@ class Replica:
 
     def tick(self, now: Now) -> None:
         self._here.now = now
-        for what, which in self._here.timers.due(self._here.time_ms, now.mono_ms, TIMERS_PER_TURN):
+        here = self._here
+        due = here.timers.due(here.time_ms, now.mono_ms, TIMERS_PER_TURN)
+        for what, which in due:
             self._timer(what, which)
         self._neighbours.gossip.tick(now)
-        self._run()
+        if due or self._is_turn_due():
+            self._run()  # else only gossip had something to do
 
     # Outputs -----------------------------------------------------------------------------------
 
     def next_deadline_ms(self) -> int | None:
         """When `tick` is next worth calling, on the monotonic clock."""
-        now = self._here.now
+        here = self._here
+        mono_ms = here.now.mono_ms
         if self._more:
-            return now.mono_ms + TURN_MS
-        times = [
-            self._here.timers.next_mono_ms(self._here.time_ms, now.mono_ms),
-            self._neighbours.gossip.next_deadline_ms(),
-            self.leases.next_deadline_ms(),
-        ]
-        held = self._here.log.next_deadline_ms()
-        if held is not None:
-            times.append(now.mono_ms + max(1, held - self._here.clock.own_time_ms(now)))
-        return min((time for time in times if time is not None), default=None)
+            return mono_ms + TURN_MS
+        first_ms = here.timers.next_mono_ms(here.time_ms, mono_ms)
+        for due_ms in (self._neighbours.gossip.next_deadline_ms(), self.leases.next_deadline_ms()):
+            if due_ms is not None and (first_ms is None or due_ms < first_ms):
+                first_ms = due_ms
+        release_ms = here.log.next_deadline_ms()
+        if release_ms is not None:
+            held_ms = mono_ms + max(1, release_ms - here.clock.own_time_ms(here.now))
+            first_ms = held_ms if first_ms is None else min(first_ms, held_ms)
+        return first_ms
 
     def take_effects(self) -> list[Effect]:
         """What is to be done, in order. A second call returns nothing new."""
@@ -417,11 +422,24 @@ class Replica:
 
     # One turn ----------------------------------------------------------------------------------
 
+    def _is_turn_due(self) -> bool:
+        """Whether a turn is worth its price although no input asks for one. Whatever else time alone brings about has
+        a timer."""
+        here = self._here
+        return (
+            self._more
+            or self._was_full  # memory may have room again
+            or not self._folded
+            or here.stability.stable() is not self._stable
+            or here.log.next_deadline_ms() is not None
+        )
+
     def _run(self) -> None:
         """After each input: apply, settle, review, dispatch, until there is nothing left or the turn is over."""
         if not self._started:
             return
         self._turn_due = False
+        self._stable, self._was_full = self._here.stability.stable(), self._rows.full
         self._more = self._intake.apply()
         if not self._folded and self._nothing_to_fold():
             self._folded = True
@@ -437,8 +455,8 @@ class Replica:
                 self._here.table.touch_all()
             self._was_trusted = trusted  # a snapshot that comes in takes it back for a while
             self._more |= self._settlement.advance()
-            self._duties.review_touched()
             self._dispatcher.release()
+            self._duties.review_touched()
             self._dispatcher.dispatch()
             self._duties.review_touched()
             self._more |= self._here.table.has_touched

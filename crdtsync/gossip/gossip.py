@@ -507,6 +507,7 @@ class Gossip:
     # Messages --------------------------------------------------------------------------------------------------------
 
     def _on_heads(self, known: Peer, link: Link, message: HeadsHeard, _size: int, now: Now) -> list[Arrived]:
+        self._wire.counters["heads_received"] += 1
         self._exchange.heads(known, link, message, now)
         self._transfer.regrant(known)
         self._transfer.pump(link, now)
