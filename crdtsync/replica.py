@@ -426,8 +426,10 @@ class Replica:
         """Whether a turn is worth its price although no input asks for one. Whatever else time alone brings about has
         a timer."""
         here = self._here
+        lease_ms = self.leases.next_deadline_ms()
         return (
             self._more
+            or (lease_ms is not None and lease_ms <= here.now.mono_ms)
             or self._was_full  # memory may have room again
             or not self._folded
             or here.stability.stable() is not self._stable

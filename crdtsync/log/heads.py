@@ -89,7 +89,7 @@ class Heads:
         if self is other:
             return True
         have = self._last.get
-        for writer, number in other._last.items():  # a loop takes half of what all() takes; this is asked all the time
+        for writer, number in other._last.items():  # noqa: SIM110 - half of what all() takes, and asked all the time
             if have(writer, 0) < number:
                 return False
         return True
@@ -100,9 +100,7 @@ class Heads:
         for writer, number in other._last.items():
             if number > joined.get(writer, 0):
                 joined[writer] = number
-        heads = Heads.__new__(Heads)
-        heads._last = joined
-        return heads
+        return Heads.of(joined)
 
     def meet(self, other: Heads) -> Heads:
         """What is in both."""
@@ -170,11 +168,9 @@ class RunningHeads(dict[WriterId, int]):
 
     def join(self, heads: Heads) -> list[WriterId]:
         """Go up to `heads` where they are further. Returns the writers that moved."""
-        moved = [writer for writer, number in heads._last.items() if number > self.get(writer, 0)]
+        moved = [writer for writer in heads if heads[writer] > self.get(writer, 0)]
         for writer in moved:
-            self[writer] = heads._last[writer]
-        if moved:
-            self._frozen = None
+            self.advance(writer, heads[writer])
         return moved
 
     def frozen(self) -> Heads:
