@@ -68,6 +68,8 @@ class Rows:
         self._pending: deque[TaskId] | None = None
         self._fold: Any = None  # what to record when `_pending` is written
         self._fold_heads = Heads()
+        self._fold_visited: dict[WriterId, int] = {}
+        self._visited: dict[WriterId, int] = {}  # as the disk has it: a restart visits again what lies beyond
         self._leaving: dict[TaskId, None] = {}  # ended tasks, oldest first, to leave memory
         self._marks: dict[WriterId, deque[Mark]] = {}
         self._sizes: dict[WriterId, int] = {}
@@ -88,15 +90,15 @@ class Rows:
         if here.deriving or (self._pending is not None and not anew):
             return
         here.seal()
-        heads = here.log.applied
-        if not here.table.dirty and not here.documents.dirty and heads == self.folded:
+        heads, visited = here.log.applied, dict(self._settlement.done)
+        if not here.table.dirty and not here.documents.dirty and heads == self.folded and visited == self._visited:
             return
         self._pending = deque(here.table.dirty_ids())
-        self._fold_heads = heads
+        self._fold_heads, self._fold_visited = heads, visited
         self._fold = (
             FOLD_VERSION,
             here.log.export_state(),
-            tuple(sorted(self._settlement.done.items())),
+            tuple(sorted(visited.items())),
             self._declared(),
             tuple((w, o.predecessor, o.number, o.features) for w, o in sorted(here.writers.items())),
             tuple(heard.ack.to_wire() for _, heard in sorted(here.stability.latest().items())),
@@ -130,15 +132,15 @@ class Rows:
             for row in self._here.documents.take_dirty(self._here.domain):
                 batch.documents[row.domain, row.task, row.name] = row
             batch.meta[f"fold/{self._here.domain}"] = codec.encode((*self._fold, self._log_shape()))
-            heads = self._fold_heads
-            batch.after.append(lambda: self._folded(heads))
+            heads, visited = self._fold_heads, self._fold_visited
+            batch.after.append(lambda: self._folded(heads, visited))
             self._pending = None
         self._write_leaving(left)
         if batch.rows:
             batch.meta[f"digest/{self._here.domain}"] = bytes(self.digest)
 
-    def _folded(self, heads: Heads) -> None:
-        self.folded = heads
+    def _folded(self, heads: Heads, visited: dict[WriterId, int]) -> None:
+        self.folded, self._visited = heads, visited
 
     def write_all(self) -> None:
         """Have every dirty row in the next batch: a query is about to read them."""
@@ -213,14 +215,17 @@ class Rows:
         marks.append(Mark(since_ms, commit.number, commit.stamp, commit.hash, total))
 
     def drop_old(self) -> None:
-        """Drop commits that every member has, that are folded and visited, and are past retention."""
+        """Drop commits that every member has, that are past retention, and that the disk knows to be folded and visited:
+        after a restart nothing else would say which tasks they touched."""
         here = self._here
         if here.table.damaged and not self.floor:
             return  # the log is whole: what is damaged can be derived from it, at a next start
-        stable, done = here.stability.stable(), self._settlement.done
+        stable = here.stability.stable()
         latest = here.time_ms - here.settings.retention_ms
         for writer, marks in sorted(self._marks.items()):
-            upto = min(stable[writer], done.get(writer, 0), self.folded[writer], here.log.durable_applied[writer])
+            upto = min(
+                stable[writer], self._visited.get(writer, 0), self.folded[writer], here.log.durable_applied[writer]
+            )
             old: Mark | None = None
             while marks and marks[0].number <= upto and marks[0].stamp >> 16 < latest:
                 old = marks.popleft()
@@ -315,6 +320,7 @@ class Rows:
         _, state, visited, declared, writers, acks, shape = fold
         here.log.restore(state, evidence)
         self.folded = here.log.applied
+        self._visited = dict(visited)
         self._settlement.restore(dict(visited))
         for event_id, event in self._declarations(declared):
             here.fold(event_id, event)

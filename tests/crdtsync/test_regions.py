@@ -11,7 +11,7 @@ import pytest
 from crdtsync import commands as c
 from crdtsync import effects as e
 from crdtsync.identifiers import RegionId, TaskId
-from crdtsync.protocol.codec import decode_value
+from crdtsync.protocol.codec import decode, decode_value
 from crdtsync.scheduling.placement import rendezvous_order
 from regions.storage.memory import MemoryStore
 from tests.cluster import AskError, Cluster, Outcome, succeed
@@ -567,3 +567,31 @@ def test_what_members_acknowledged_is_known_after_a_restart() -> None:
     replica = cluster.nodes[RegionId("eu")].replica
     assert replica is not None
     assert set(replica._here.stability.latest()) >= {"us", "ap"}
+
+
+def test_a_commit_leaves_the_disk_only_once_the_disk_knows_that_it_was_visited(monkeypatch) -> None:
+    """Or a restart wants to visit again what it can read nowhere, and asks its disk without end (found by a sweep)."""
+    dropped: list[tuple[str, int]] = []
+    append = MemoryStore.append
+
+    async def watched(store: MemoryStore, batch: e.Persist) -> None:
+        await append(store, batch)
+        fold = (await store.meta()).get("fold/default")
+        visited = dict(decode(fold, bytes_max=1 << 20)[2]) if fold else {}
+        for _, writer, number in batch.drop:
+            dropped.append((writer, number))
+            assert visited.get(writer, 0) >= number
+
+    monkeypatch.setattr(MemoryStore, "append", watched)
+    cluster = Cluster(*REGIONS, tasks={"noop": slow}, retention_ms=500)
+    for round_ in range(30):
+        cluster.submit(REGIONS[round_ % 3])
+        cluster.run_for(2_035)  # so that one falls between two flushes, and is visited after the later of them
+    assert len(dropped) > 10
+    reads: list[e.Effect] = []
+    cluster.restart("eu")
+    node = cluster.nodes[RegionId("eu")]
+    carry_out = node.carry_out
+    monkeypatch.setattr(node, "carry_out", lambda effect: (reads.append(effect), carry_out(effect)))
+    cluster.run_for(3_000)
+    assert sum(isinstance(effect, e.ReadCommits) for effect in reads) < 30
