@@ -25,11 +25,27 @@ from crdtsync.log.domain_log import DomainLog
 from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Ack, Stability
 from crdtsync.protocol.peer_messages import Commits, decode_frame
+from crdtsync.protocol.session import SessionState
 
 START_WALL_MS = 1_700_000_000_000
 DOMAIN = DEFAULT_DOMAIN
 
 Edge = tuple[str, str]
+
+
+def plain_deadline_ms(gossip: Gossip) -> int | None:
+    """What `next_deadline_ms` is to say, from all that may be due, without what the links keep of it."""
+    settings, due_ms = gossip._settings, [gossip._exchange.acks_due_ms]
+    for peer in gossip._peers.values():
+        link = peer.link
+        if link is None or link.session.state is SessionState.CLOSING:
+            continue
+        if not link.is_open:
+            due_ms.append(link.opened.mono_ms + settings.hello_timeout_ms)
+            continue
+        due_ms += [link.ping_due_ms, link.heads_due_ms, link.detector.last_ms + settings.idle_timeout_ms]
+        due_ms += [ours.feed.next_deadline_ms(gossip._mono_ms or 0) for ours in link.domains.values()]
+    return min((at_ms for at_ms in due_ms if at_ms is not None), default=None)
 
 
 def mesh(names: Iterable[str]) -> list[Edge]:
@@ -297,6 +313,8 @@ class Network:
                 case Notify():
                     node.notes.append(effect)
         deadline_ms = node.gossip.next_deadline_ms()
+        plain_ms = plain_deadline_ms(node.gossip)
+        assert deadline_ms == plain_ms or (deadline_ms or 0) <= self.mono_ms, (deadline_ms, plain_ms, self.mono_ms)
         if deadline_ms is not None and not self.mono_ms < node.alarm_ms <= deadline_ms:
             node.alarm_ms = max(self.mono_ms + 1, deadline_ms)
             self.after(node.alarm_ms - self.mono_ms, lambda: self.tick(node), node)

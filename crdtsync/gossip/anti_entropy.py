@@ -315,6 +315,8 @@ class Feed:
 
     def tick(self, now_ms: int) -> bool:
         """Let go of what is due. Returns whether there may be something to send."""
+        if not self.waits:
+            return False
         due = [writer for writer, until_ms in self._holds.items() if until_ms <= now_ms]
         for writer in due:
             del self._holds[writer]
@@ -323,10 +325,13 @@ class Feed:
             stall.until_ms <= now_ms and writer in self._behind for writer, stall in self._stalls.items()
         )
 
+    @property
+    def waits(self) -> bool:
+        """Whether anything is left to another source, or to a later time."""
+        return bool(self._holds or self._stalls)
+
     def next_deadline_ms(self, now_ms: int) -> int | None:
         """When `tick` is next worth calling: a hold or a stall ends. Those that are over do not count."""
-        if not self._holds and not self._stalls:
-            return None
         ends = list(self._holds.values())
         ends += [s.until_ms for writer, s in self._stalls.items() if writer in self._behind and s.until_ms > now_ms]
         return min(ends, default=None)

@@ -73,6 +73,7 @@ class Exchange:
         if link.heads_sent_ms is not None:
             soonest = max(soonest, link.heads_sent_ms + self._wire.settings.heads_spacing_ms)
         link.heads_due_ms = min(link.heads_due_ms, soonest)
+        link.due_ms = min(link.due_ms, soonest)
 
     def _jittered_ms(self, link: Link) -> int:
         """A quarter more or less, the same on every run: regions that started together must not stay in step."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from functools import cache
 from typing import Final
 
 SAMPLES_MAX: Final = 64  # a minute of pings
@@ -59,6 +60,19 @@ class PhiAccrual:
     def forgive(self, pause_ms: int, mono_ms: int) -> None:
         """We ourselves did not run for `pause_ms` until now: frames may be waiting unread."""
         self._last_ms = min(mono_ms, self._last_ms + pause_ms)
+
+    @staticmethod
+    @cache
+    def calm_ms(phi: float, *, std_ms_min: int = STD_MS_MIN) -> int:
+        """A silence that is no longer than this is below `phi` whatever the intervals were before it."""
+        low, high = -PHI_MAX, PHI_MAX  # in standard deviations beyond the mean, which is at least 0
+        while high - low > 1e-6:
+            middle = (low + high) / 2
+            if 0.5 * math.erfc(middle / math.sqrt(2)) > 10**-phi:
+                low = middle
+            else:
+                high = middle
+        return math.floor(low * std_ms_min)
 
     def phi(self, mono_ms: int) -> float:
         """Suspicion now, from 0 to `PHI_MAX`."""

@@ -29,9 +29,10 @@ from crdtsync.gossip.anti_entropy import Feed
 from crdtsync.gossip.arrived import Arrived, LeaseHeard, PeerClosed, PeerOpened, TwinMet
 from crdtsync.gossip.credit import CreditOut
 from crdtsync.gossip.exchange import Exchange
+from crdtsync.gossip.failure_detector import PhiAccrual
 from crdtsync.gossip.liveness import Liveness
 from crdtsync.gossip.offsets import Offset
-from crdtsync.gossip.peer import DomainLink, Link, Peer
+from crdtsync.gossip.peer import NEVER_MS, DomainLink, Link, Peer
 from crdtsync.gossip.recovery import Recovery
 from crdtsync.gossip.settings import GossipSettings
 from crdtsync.gossip.transfer import Transfer
@@ -107,6 +108,7 @@ class Gossip:
         self._exchange = Exchange(self._wire, self._liveness, self._peers)
         self._transfer = Transfer(self._wire)
         self._recovery = Recovery(self._wire, self._peers)
+        self._calm_ms = PhiAccrual.calm_ms(settings.suspect_phi)
         self._started: Now | None = None
         self._mono_ms: int | None = None
         self._handlers: dict[type[Any], Handler] = {
@@ -222,6 +224,7 @@ class Gossip:
         arrived = self._drop(known, "replaced", now) if known.link is not None else []
         link = known.link = Link(peer, self._settings, now)
         link.session.step(SessionEvent.CONNECTED)
+        link.reckon(now.mono_ms)
         if peer in self.cut:
             self._refuse(known, link, Refusal.CUT, "cut by an operator")
             return arrived
@@ -252,36 +255,29 @@ class Gossip:
             self._wire.notify("warning", "gossip.protocol_error", peer=peer, error=str(error), **error.facts)
             self._close(link, f"protocol error: {error}")
             return []
+        finally:
+            link.reckon(now.mono_ms)
 
     def tick(self, now: Now) -> None:
         """Do what is due."""
         self._observe(now)
+        mono_ms = now.mono_ms
         for known in self._peers.values():
-            if known.link is not None and known.link.session.state is not SessionState.CLOSING:
-                self._tick_link(known.link, now)
+            link = known.link
+            if link is not None and (link.due_ms <= mono_ms or link.suspected or self._is_late(link, mono_ms)):
+                self._tick_link(link, now)
         due_ms = self._exchange.acks_due_ms
         if due_ms is not None and due_ms <= now.mono_ms:
             self._exchange.flush_acks(self._open_links(), now)
 
     def next_deadline_ms(self) -> int | None:
         """Monotonic time at which `tick` is next worth calling; None while there is no link."""
-        first_ms = self._exchange.acks_due_ms
-        for known in self._peers.values():  # asked after every input: no list of all deadlines, just the first
+        first_ms = NEVER_MS if self._exchange.acks_due_ms is None else self._exchange.acks_due_ms
+        for known in self._peers.values():  # asked after every input: each link keeps its own, we look for the first
             link = known.link
-            if link is None or link.session.state is SessionState.CLOSING:
-                continue
-            if not link.is_open:
-                due_ms = link.opened.mono_ms + self._settings.hello_timeout_ms
-            else:
-                idle_ms = link.detector.last_ms + self._settings.idle_timeout_ms
-                due_ms = min(link.ping_due_ms, link.heads_due_ms, idle_ms)
-                for ours in link.domains.values():
-                    freed_ms = ours.feed.next_deadline_ms(self._mono_ms or 0)
-                    if freed_ms is not None and freed_ms < due_ms:
-                        due_ms = freed_ms
-            if first_ms is None or due_ms < first_ms:
-                first_ms = due_ms
-        return first_ms
+            if link is not None and link.due_ms < first_ms:
+                first_ms = link.due_ms
+        return first_ms if first_ms < NEVER_MS else None
 
     def take_effects(self) -> list[Effect]:
         """What the driver is to do, in order. A second call returns nothing."""
@@ -307,6 +303,7 @@ class Gossip:
             self._transfer.pump(link, now)
             if gapped:  # somebody's commits got lost on the way: say soon what we have
                 self._exchange.hasten(link, now)
+            link.reckon(now.mono_ms)
 
     def acknowledge(self, domain: Domain, ack: Ack, now: Now) -> None:
         """Our durable acknowledgement of a domain. Ignored while `recovering`, so say it again after that."""
@@ -322,7 +319,9 @@ class Gossip:
 
     def commits_read(self, token: int, blobs: Sequence[bytes], now: Now) -> None:
         """The answer to a `ReadCommits` effect."""
-        self._transfer.commits_read(token, blobs, now)
+        link = self._transfer.commits_read(token, blobs, now)
+        if link is not None:
+            link.reckon(now.mono_ms - 1)  # what the peer is to be offered again at once is due now
 
     def rows_read(self, token: int, rows: Sequence[TaskRow], now: Now) -> None:
         """The answer to a `ReadRows` effect."""
@@ -462,6 +461,7 @@ class Gossip:
     def _close(self, link: Link, reason: str) -> None:
         if link.session.state is not SessionState.CLOSING:
             link.session.step(SessionEvent.CLOSE)
+            link.due_ms = NEVER_MS
             self._wire.disconnect(link, reason)
 
     def _drop(self, known: Peer, reason: str, now: Now) -> list[Arrived]:
@@ -475,7 +475,14 @@ class Gossip:
             self._tell_others(link, now)
         return arrived
 
+    def _is_late(self, link: Link, mono_ms: int) -> bool:
+        """Whether the peer's silence is long enough to be judged. What phi costs is too much for every tick of every
+        link, nearly all of which heard something a moment ago."""
+        return mono_ms - link.detector.last_ms > self._calm_ms
+
     def _tick_link(self, link: Link, now: Now) -> None:
+        if link.session.state is SessionState.CLOSING:
+            return
         if not link.is_open:
             if now.mono_ms - link.opened.mono_ms >= self._settings.hello_timeout_ms:
                 self._close(link, "no Hello")
@@ -484,7 +491,8 @@ class Gossip:
             self._wire.counters["idle_timeouts"] += 1
             self._close(link, "nothing heard")
             return
-        self._suspect(link, now)
+        if link.suspected or self._is_late(link, now.mono_ms):
+            self._suspect(link, now)
         if link.heads_due_ms <= now.mono_ms:
             self._recovery.ask(link, now)
             self._exchange.send_heads(link, now)
@@ -496,6 +504,7 @@ class Gossip:
         due = [ours for ours in link.domains.values() if ours.feed.tick(now.mono_ms)]
         if due:
             self._transfer.pump(link, now)
+        link.reckon(now.mono_ms)
 
     def _suspect(self, link: Link, now: Now) -> None:
         phi = link.detector.phi(now.mono_ms)

@@ -92,11 +92,11 @@ class Transfer:
         wire.counters["commits_sent"] += sum(len(run.blobs) for run in gathered.runs)
         link.domains[domain].feed.sent(gathered, link.session.sent, wire.logs[domain].durable_have)
 
-    def commits_read(self, token: int, blobs: Sequence[bytes], now: Now) -> None:
-        """The answer to `ReadCommits`. One that nobody waits for any more is ignored."""
+    def commits_read(self, token: int, blobs: Sequence[bytes], now: Now) -> Link | None:
+        """The answer to `ReadCommits`, and whom it is for. One that nobody waits for any more is ignored."""
         waiting = self._reads.pop(token, None)
         if waiting is None:
-            return
+            return None
         link, domain = waiting
         link.reading = None
         feed = link.domains[domain].feed
@@ -108,6 +108,7 @@ class Transfer:
         for gathered in frames:
             self._send_commits(link, domain, gathered)
         self.pump(link, now)
+        return link
 
     # Snapshots out ---------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from crdtsync.gossip.failure_detector import PHI_MAX, SAMPLES_MAX, STD_MS_MIN, PhiAccrual
 
@@ -76,3 +78,19 @@ def test_old_arrivals_are_forgotten():
     for number in range(1, SAMPLES_MAX + 1):
         detector.heard(1_000_000 + number * 1_000)
     assert detector.phi(detector.last_ms + 1_000) == pytest.approx(-math.log10(0.5))
+
+
+@given(
+    st.lists(st.integers(0, 5_000), max_size=80),
+    st.integers(0, 60_000),
+    st.floats(-1.0, 30.0),
+)
+def test_a_calm_silence_is_below_the_suspicion_whatever_came_before(intervals: list[int], silence_ms: int, phi: float):
+    """`calm_ms` spares most calls of `phi`: it must never hide a suspicion."""
+    detector = PhiAccrual(0)
+    at_ms = 0
+    for interval_ms in intervals:
+        at_ms += interval_ms
+        detector.heard(at_ms)
+    if silence_ms <= PhiAccrual.calm_ms(phi):
+        assert detector.phi(at_ms + silence_ms) < phi
