@@ -5,7 +5,9 @@ grow, a stamp is larger than that of anything its writer had seen, and it stays 
 Kulkarni et al., "Logical physical clocks", OPODIS 2014. Where we differ:
 
 - The physical part is not the wall clock, which steps. It follows the monotonic clock and slews toward the wall clock
-  at `SLEW_PPM_MAX`; so a step shows as `skew_ms`, which somebody can look at, and not as time.
+  at `SLEW_PPM_MAX`; so a step shows as `skew_ms`, which somebody can look at, and not as time. While a majority of the
+  regions contradicts the wall clock it is not followed; when it contradicts physical time and agrees with the wall
+  clock, that is taken over at once (`clock_watch`).
 - Stamps too far ahead are refused (`ClockSkewError`); the commit that carries one is held back until its time comes.
   With every accepted stamp at most `max_skew_ms` ahead, the paper's bound l - pt <= epsilon holds by construction.
 - Only what is stamped is an event: receiving advances the clock without taking a stamp of its own.
@@ -60,12 +62,16 @@ class HybridClock:
     Args:
         bound: The highest stamp that the durable state may hold, from the node's meta; 0 on an empty disk.
         max_skew_ms: How far ahead of its own time this clock follows others.
+
+    Attributes:
+        follows_wall: False while the wall clock is known to be wrong: then the monotonic clock alone counts on.
     """
 
     def __init__(self, bound: int = 0, *, max_skew_ms: int = MAX_SKEW_MS) -> None:
         self.max_skew_ms = max_skew_ms
+        self.follows_wall = True
         self._last = bound
-        self._restored_ms = stamp_ms(bound)
+        self._floor_ms = stamp_ms(bound) - max_skew_ms
         self._durable = bound
         self._mono_ms: int | None = None  # of the latest reading
         self._offset_ns = 0  # physical minus monotonic time
@@ -78,31 +84,38 @@ class HybridClock:
     def physical_ms(self, now: Now) -> int:
         """This node's idea of real time: never goes back, and passes at most `SLEW_PPM_MAX` off the monotonic rate.
 
-        The first reading takes the wall clock as it is: there is nothing yet to doubt it with.
+        By it others' stamps are judged (`DomainLog`), and delays and deadlines counted. The first reading takes the
+        wall clock as it is, there is nothing yet to doubt it with; but never so early that what the durable state
+        holds would be from the future: a machine that comes up an hour slow must still fold what it had folded
+        before, and time must pass on it. Only `set_to_wall` makes it jump.
         """
         if self._mono_ms is None:
             self._mono_ms = now.mono_ms
-            self._offset_ns = (now.wall_ms - now.mono_ms) * _NS_PER_MS
-            return now.wall_ms
+            self._offset_ns = (max(now.wall_ms, self._floor_ms) - now.mono_ms) * _NS_PER_MS
         elapsed_ms = now.mono_ms - self._mono_ms
         if elapsed_ms > 0:
             self._mono_ms = now.mono_ms
-            budget_ns = elapsed_ms * SLEW_PPM_MAX  # a millisecond has a million nanoseconds: ppm are ns per ms
-            wanted_ns = (now.wall_ms - now.mono_ms) * _NS_PER_MS - self._offset_ns
-            self._offset_ns += max(-budget_ns, min(budget_ns, wanted_ns))
+            if self.follows_wall:
+                budget_ns = elapsed_ms * SLEW_PPM_MAX  # a millisecond has a million nanoseconds: ppm are ns per ms
+                wanted_ns = (now.wall_ms - now.mono_ms) * _NS_PER_MS - self._offset_ns
+                self._offset_ns += max(-budget_ns, min(budget_ns, wanted_ns))
         return self._mono_ms + self._offset_ns // _NS_PER_MS
 
     def skew_ms(self, now: Now) -> int:
         """How far the wall clock is ahead of physical time: a step that the slew has not yet made up for."""
         return now.wall_ms - self.physical_ms(now)
 
-    def own_time_ms(self, now: Now) -> int:
-        """The time by which other's stamps are judged, to be handed to `DomainLog` as `wall_ms`.
+    def lead_ms(self, now: Now) -> int:
+        """How far the next stamp is ahead of physical time: 0 unless stamps came from a clock that was fast."""
+        return max(0, stamp_ms(self._last + 1) - self.physical_ms(now))
 
-        It is physical time, but never so early that what the durable state already holds would be held back: a machine
-        that comes up with its clock an hour slow must still fold what it had folded before.
+    def set_to_wall(self, now: Now) -> None:
+        """Take the wall clock's time as physical time at once: a majority agrees with it, and not with ours.
+
+        Stamps still grow: where time goes back they stay where they were until it has caught up (`lead_ms`).
         """
-        return max(self.physical_ms(now), self._restored_ms - self.max_skew_ms)
+        self.physical_ms(now)
+        self._offset_ns = (now.wall_ms - now.mono_ms) * _NS_PER_MS
 
     def tick(self, now: Now) -> int:
         """A new stamp, larger than every one handed out or observed here or by earlier incarnations.
@@ -120,7 +133,7 @@ class HybridClock:
         """
         if stamp <= self._last:
             return
-        ahead_ms = stamp_ms(stamp) - self.own_time_ms(now)
+        ahead_ms = stamp_ms(stamp) - self.physical_ms(now)
         if ahead_ms > self.max_skew_ms:
             raise ClockSkewError(
                 f"a stamp is {ahead_ms} ms ahead of own time, the limit is {self.max_skew_ms}: compare the clocks",

@@ -200,6 +200,10 @@ class Status(Command, frozen=True):
     """Reply: this node's own record: writer, region, members, digest, queues, workers, buffers, alarms."""
 
 
+class ShowClock(Command, frozen=True):
+    """Reply: this node's clocks, what a majority says of them, each peer's offset and drift, what is held back."""
+
+
 # Answered by the node from its store; the replica never sees them ---------------------------------
 
 
@@ -304,6 +308,7 @@ ClientCommand: TypeAlias = (
     | ShowDocument
     | EditDocument
     | Status
+    | ShowClock
     | LogHeads
     | ReadLog
     | VerifyLog

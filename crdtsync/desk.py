@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from crdtsync import commands as c
+from crdtsync.clock_status import clock_record, held_back_records
+from crdtsync.clock_watch import ClockWatch
 from crdtsync.document_requests import DocumentRequests
 from crdtsync.effects import Reply
 from crdtsync.errors import CrdtSyncError, NotImplementedYetError
@@ -18,6 +20,8 @@ from crdtsync.scheduling.workers import Workers
 from crdtsync.worker_requests import WorkerRequests
 
 DAMAGED_SHOWN_MAX: Final = 100  # in the status
+#: Commands that cannot be carried out without a stamp: refused while this region's clock is off.
+WRITING: Final = frozenset({c.Submit, c.Cancel, c.Requeue, c.Edit, c.EditDocument})
 
 
 class Desk:
@@ -32,6 +36,7 @@ class Desk:
         handover: Handover,
         workers: Workers,
         ready: ReadyQueue,
+        clock_watch: ClockWatch,
     ) -> None:
         self._here = here
         self._requests = requests
@@ -41,6 +46,7 @@ class Desk:
         self._handover = handover
         self._workers = workers
         self._ready = ready
+        self._clock_watch = clock_watch
 
     def do(self, command: Any, ticket: Any) -> None:
         """Carry one command out; its answers are `Reply` effects with `ticket`. Never raises for what it asks."""
@@ -48,6 +54,12 @@ class Desk:
             handler = self._handlers.get(type(command))
             if handler is None:
                 raise NotImplementedYetError(f"{self._here.me} does not know {type(command).__name__}")
+            if not self._here.stamps:
+                if isinstance(command, c.Complete | c.RecordEffect | c.SaveCheckpoint):
+                    self._worker_requests.hold(command, ticket)
+                    return
+                if type(command) in WRITING:
+                    raise self._clock_watch.error(self._here.now)
             handler(self, command, ticket)
         except CrdtSyncError as error:
             self._here.emit(Reply(ticket, None, error.record()))
@@ -86,18 +98,21 @@ class Desk:
                     for w in self._workers.all()
                 ],
                 "gaps": [list(gap) for gap in here.log.gaps()],
-                "held_back": [
-                    {"writer": w.writer, "number": w.number, "wait": str(w.wait), "until_ms": w.until_ms}
-                    for w in here.log.waiting()
-                ],
+                "held_back": held_back_records(here.log),
                 "quarantined": sorted(here.log.quarantined),
                 "commit_bytes": here.commit_bytes,
                 "skew_ms": here.clock.skew_ms(here.now),
+                "clock": str(self._clock_watch.verdict),
                 "recovering": sorted(self._neighbours.unanswered),
                 "alarms": list(here.alarms.values()),
                 "damaged": [task.hex() for task in sorted(here.table.damaged)[:DAMAGED_SHOWN_MAX]],
             },
         )
+
+    def _clock(self, _command: c.ShowClock, ticket: Any) -> None:
+        here = self._here
+        record = clock_record(here, self._clock_watch, self._neighbours.gossip)
+        self._requests.reply(ticket, record | {"waiting_reports": self._worker_requests.held})
 
     def _regions(self, _command: c.ListRegions, ticket: Any) -> None:
         self._requests.reply(ticket, self._neighbours.regions())
@@ -132,6 +147,7 @@ class Desk:
         c.HealLinks: _heal,
         c.Drain: _drain,
         c.Status: _status,
+        c.ShowClock: _clock,
         c.ShowDocument: lambda self, command, ticket: self._documents.show(command, ticket),
         c.EditDocument: lambda self, command, ticket: self._documents.edit(command, ticket),
         c.WorkerHello: lambda self, command, ticket: self._worker_requests.hello(command, ticket),

@@ -90,6 +90,9 @@ class Duties:
         if view.open_attempts:
             self._dispatcher.watch_open(task, view)
             self._dispatcher.stop_unwanted(view)
+        if not self._here.stamps:
+            self._look_on(task, view)
+            return
         # An attempt of ours that still runs will end, and then be undone: until then the task stays.
         task.duties = self._undo(task, view) or any(a.region == self._here.me for a in view.open_attempts)
         if self._dependencies.has_children(task.id):
@@ -110,6 +113,18 @@ class Duties:
         if task.state is TaskState.WAITING:
             # Resolved again when something happens: a backlog of views is a fifth of its memory.
             task.view = None
+
+    def _look_on(self, task: Task, view: TaskView) -> None:
+        """As `review`, but for all that is written: our clock is off. Everything is reviewed when it is right again."""
+        task.duties = True  # whatever is owed is not known yet, so the task stays in memory
+        if self._dependencies.has_children(task.id):
+            self._dependencies.parent_changed(task)
+        self._watchers.changed(task)
+        self._handover.note_offer(task, view)
+        if task.ended:
+            self._leave(task)
+        else:
+            self._leave_queue(task)
 
     def _leave(self, task: Task) -> None:
         self._leave_queue(task)
@@ -193,11 +208,13 @@ class Duties:
     def expire(self, task: Task) -> None:
         """A task's deadline has passed: the owner says so, unless an attempt of its own ended ok."""
         view = self._here.table.view(task)
-        if lifecycle.may_expire(view, self._here.me):
+        if self._here.stamps and lifecycle.may_expire(view, self._here.me):
             self._here.write(Expired(task.id, lifecycle.outcome_known(view)))
 
     def check_lanes(self) -> None:
         """Offer what waits in lanes that nobody here has served for too long to regions that can."""
+        if not self._here.stamps:
+            return
         now_ms = self._here.now.mono_ms
         unserved = [lane for lane in self._ready.lanes() if not self._workers.serves(lane)]
         self._unserved = {lane: self._unserved.get(lane, now_ms) for lane in unserved}

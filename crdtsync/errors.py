@@ -6,6 +6,7 @@
             RemoteProtocolError     theirs: close, count, carry on
         ClockError
             ClockSkewError
+            ClockOffError           this region stamps nothing new until its clock is right; retry later
         CoordinationError
             FencedError             a newer fencing token was seen
         TaskError
@@ -76,6 +77,13 @@ class ClockSkewError(ClockError):
     """A stamp is ahead of the limit. The clock is unchanged."""
 
     code = "clock_skew"
+
+
+class ClockOffError(ClockError):
+    """The region's clock is off the majority's, or its stamps are ahead of it: it writes nothing. Nothing was done."""
+
+    code = "clock_off"
+    exit_code = 75
 
 
 class CoordinationError(CrdtSyncError):

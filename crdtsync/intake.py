@@ -94,7 +94,7 @@ class Intake:
     def arrived(self, peer: RegionId, blobs: Sequence[bytes], size: int) -> None:
         """Commits came from a peer: check them, keep them, apply what can be."""
         here = self._here
-        wall_ms = here.clock.own_time_ms(here.now)
+        wall_ms = here.time_ms
         self.credit(peer, size)
         for blob in blobs:
             received = here.log.receive(blob, wall_ms)
@@ -124,7 +124,7 @@ class Intake:
     def apply(self) -> bool:
         """Fold what may be applied now. True if there is more for the next turn."""
         here = self._here
-        wall_ms = here.clock.own_time_ms(here.now)
+        wall_ms = here.time_ms
         for _ in range(COMMITS_PER_TURN):
             if self._blocked or self._rows.full:
                 return False  # goes on when those facts are here, or when ended tasks have left
@@ -142,7 +142,7 @@ class Intake:
 
     def _unblocked(self, commit: Commit) -> None:
         self._blocked = False
-        if self._here.log.next_applicable(self._here.clock.own_time_ms(self._here.now)) is commit:
+        if self._here.log.next_applicable(self._here.time_ms) is commit:
             self._fold(commit)
 
     def _fold(self, commit: Commit) -> None:

@@ -30,6 +30,7 @@ from crdtsync.gossip.arrived import (
     TwinMet,
 )
 from crdtsync.gossip.gossip import Gossip
+from crdtsync.gossip.offsets import Offset
 from crdtsync.gossip.settings import GossipSettings
 from crdtsync.identifiers import Domain, RegionId, WriterId, node_of
 from crdtsync.log.commit import Commit
@@ -135,6 +136,9 @@ class Neighbours:
     def next_token(self) -> int:
         return self._here.token()
 
+    def time_ms(self, now: Now) -> int:
+        return self._here.clock.physical_ms(now)
+
     # What the replica says -----------------------------------------------------------------------
 
     def start(self) -> None:
@@ -206,7 +210,7 @@ class Neighbours:
                     self._incoming.discard(peer)
                     here.notify("warning", "snapshot.aborted", peer=peer, reason=reason)
                 case PeerOpened(peer):
-                    self._catching[peer] = (here.now.wall_ms, here.now.mono_ms + CATCH_UP_MS, None)
+                    self._catching[peer] = (here.time_ms, here.now.mono_ms + CATCH_UP_MS, None)
                     self.leases.linked(peer)
                 case PeerClosed(peer):
                     self._incoming.discard(peer)
@@ -233,7 +237,7 @@ class Neighbours:
     # Catching up ---------------------------------------------------------------------------------
 
     def catching_up_since_ms(self) -> int:
-        """Wall time of the newest link whose peer's history is still coming in; 0 if there is none."""
+        """Our time of the newest link whose peer's history is still coming in; 0 if there is none."""
         if not self._catching:
             return 0
         here, since_ms = self._here, 0
@@ -303,7 +307,7 @@ class Neighbours:
         At once when every member has answered; after a short grace otherwise, unless there is reason
         to think that the disk is a copy.
         """
-        if self.twin is not None or self._runs_ahead:
+        if self.twin is not None or self._runs_ahead or not self._here.stamps:
             return False
         if not self.unanswered:
             return self._caught_up
@@ -313,6 +317,11 @@ class Neighbours:
         return here.now.mono_ms >= here.started.mono_ms + here.settings.start_grace_ms
 
     # Links ---------------------------------------------------------------------------------------
+
+    def offsets(self, regions: Iterable[RegionId], now: Now) -> dict[RegionId, Offset | None]:
+        """Their clocks against ours, linked or not; None where nothing is known."""
+        time_ms = self._here.time_ms
+        return {region: self.gossip.clock_of(region).best(time_ms, now.mono_ms) for region in regions}
 
     def last_heard(self, region: RegionId) -> int | None:
         return self.gossip.last_heard(region)

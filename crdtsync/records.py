@@ -118,6 +118,8 @@ class Records:
             return None if here.me in regions else f"{', '.join(regions)} runs it"
         if view.owner != here.me:
             return self._waiting_elsewhere(view)
+        if not here.stamps:
+            return f"the clock of {here.me}, which is off: nothing is started there until it is right (crdtsync clock show)"
         if self._handover.draining:
             return f"{here.me} is draining, and no other region has taken it yet"
         needs = self._dependencies.needs(task)

@@ -37,6 +37,8 @@ class RegionState:
         self.domain: Domain = DEFAULT_DOMAIN
         self.now = now
         self.started = now
+        self.heard_from_ms = now.mono_ms  # since when silence of others is counted: our start, or the end of a pause
+        self.stamps = True  # False while this region's clock is off: then nothing new is written (`clock_watch`)
         self.clock = HybridClock(clock_bound, max_skew_ms=settings.max_skew_ms)
         self.membership = Membership.founding(settings.members)
         self.others = self.membership.others(self.me)  # asked for at every review
@@ -69,7 +71,12 @@ class RegionState:
     # Writing -----------------------------------------------------------------------------------
 
     def write(self, event: Event) -> EventId:
-        """Make `event` a fact of this region: folded now, durable with the next batch."""
+        """Make `event` a fact of this region: folded now, durable with the next batch.
+
+        Whoever calls it asks `stamps` first, at a point from which the decision can be made again later.
+        """
+        if not self.stamps:
+            self.notify("warning", "clock.stamped_while_off", kind=type(event).__name__)
         if not self._open:
             self._open_stamp = self.clock.tick(self.now)
         event_id = EventId(self._open_stamp, self.writer, self.log.have[self.writer] + 1, len(self._open))
@@ -157,8 +164,14 @@ class RegionState:
         """Raise an alarm once; it stays visible in the status until the node restarts."""
         key = what + repr(sorted(facts.items()))
         if key not in self.alarms and len(self.alarms) < ALARMS_MAX:
-            self.alarms[key] = {"what": what, "at_ms": self.now.wall_ms, **facts}
+            self.alarms[key] = {"what": what, "at_ms": self.time_ms, **facts}
             self.notify("alarm", what, **facts)
+
+    def calm(self, what: str, **facts: Any) -> None:
+        """The trouble is over: its alarms of these facts are taken down, and may ring again."""
+        for key, alarm in list(self.alarms.items()):
+            if alarm["what"] == what and all(alarm.get(name) == value for name, value in facts.items()):
+                del self.alarms[key]
 
     def read_commits(self, token: int, writer: WriterId, first: int) -> None:
         self.urgent(ReadCommits(token, self.domain, writer, first, READ_BYTES))

@@ -23,7 +23,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from crdtsync import undoing
-from crdtsync.clock import Now
+from crdtsync.clock import Now, stamp_ms
+from crdtsync.clock_watch import ClockWatch, Verdict
 from crdtsync.desk import Desk
 from crdtsync.document_requests import DocumentRequests
 from crdtsync.duties import Duties
@@ -51,6 +52,8 @@ from crdtsync.workflow.dependencies import Dependencies
 
 QUEUED_MAX: Final = 10_000  # commands that may wait until the log is folded after a start
 TIMERS_PER_TURN: Final = 1_000
+PAUSE_MS: Final = 2_000  # inputs further apart: the process was stopped, or the machine slept
+DOUBT_MS: Final = 600_000  # since the last stamp on disk: after so long, or before it, the wall clock may be wrong
 TURN_MS: Final = 1  # when there is more to do than one turn allows: the next one follows at once
 COMPACT_MS: Final = 2_000  # how often commits past retention are looked for
 ORPHAN_RETRY_MS: Final = 500  # while older attempts may not be ended yet
@@ -132,6 +135,15 @@ class Replica:
         self._worker_requests = WorkerRequests(
             here, self._workers, self._dispatcher, self._loader.require, lanes_changed=self._lanes_changed
         )
+        self._clock_watch = ClockWatch(
+            here.me,
+            here.clock,
+            offsets=lambda now: self._neighbours.offsets(here.others, now),
+            samples=lambda: self._neighbours.gossip.counters["clock_samples"],
+            alarm=here.alarm,
+            calm=here.calm,
+            notify=here.notify,
+        )
         self._desk = Desk(
             here,
             requests=self._requests,
@@ -141,9 +153,14 @@ class Replica:
             handover=self._handover,
             workers=self._workers,
             ready=self._ready,
+            clock_watch=self._clock_watch,
         )
         self._started = False
         self._folded = False  # everything that the disk held at start is folded
+        self._opened = False  # our first commit is written
+        # Time seems to have jumped since the last start: no stamp before a majority has been asked, if there is one.
+        since_ms = here.time_ms - stamp_ms(bound)
+        self._doubtful = bool(bound and here.others and not 0 <= since_ms <= DOUBT_MS)
         self._more = False
         self._turn_due = False  # commands were carried out since the last turn
         self._stable, self._was_full = here.stability.stable(), False  # as of the last turn
@@ -208,6 +225,7 @@ class Replica:
         """Everything on disk was handed over: begin."""
         here = self._here
         here.now = here.started = now
+        here.heard_from_ms = now.mono_ms
         self._started = True
         here.timers.at_mono(now.mono_ms + self.settings.flush_ms, ("flush", ""))
         here.timers.at_mono(now.mono_ms + COMPACT_MS, ("compact", ""))
@@ -216,13 +234,19 @@ class Replica:
         here.timers.at_mono(now.mono_ms + LANES_MS, ("lanes", ""))
         self._run()
 
+    def _may_open(self) -> bool:
+        """Whether the first stamp of this incarnation may be taken: it must not come from a clock that is wrong."""
+        verdict = self._clock_watch.verdict
+        if self._doubtful and verdict in (Verdict.UNMEASURED, Verdict.SPLIT):  # with one more answer it may be told
+            return self._here.now.mono_ms >= self._here.started.mono_ms + self.settings.start_grace_ms
+        return not self._clock_watch.stopped
+
     def _open_writer(self) -> None:
         """The first commit of this incarnation: which of ours it follows (rules.md, Incarnation)."""
         here = self._here
         own = [w for w in here.log.applied if node_of(w) == node_of(self.writer)]
         last = max(own, key=lambda w: (incarnation_of(w), w), default=None)
-        here.table.refresh()
-        self._neighbours.start()
+        self._opened = here.stamps = True
         opened = here.write(WriterOpened(last or "", here.log.applied[last] if last else 0, 0))
         self._neighbours.opened(frozenset(own), opened.stamp)
         self._duties.first_own_stamp = opened.stamp
@@ -232,12 +256,12 @@ class Replica:
 
     def connected(self, peer: str, now: Now) -> None:
         """A link to `peer` is up. At most one link per peer region at a time."""
-        self._here.now = now
+        self._at(now)
         self._neighbours.connected(RegionId(peer), now)
         self._run()
 
     def disconnected(self, peer: str, now: Now) -> None:
-        self._here.now = now
+        self._at(now)
         self._neighbours.disconnected(RegionId(peer), now)
         self._run()
 
@@ -247,7 +271,7 @@ class Replica:
 
     def receive(self, peer: str, message: bytes, now: Now) -> None:
         """One frame from a connected peer. Malformed ones cost that link, and nothing else."""
-        self._here.now = now
+        self._at(now)
         if self._neighbours.receive(RegionId(peer), message, now) or self._is_turn_due():
             self._run()  # else it was a ping, or an acknowledgement that settles nothing: most frames are
 
@@ -257,8 +281,8 @@ class Replica:
         What follows from it (reviews, claims) is done when effects are taken, once for all commands
         that came together: a turn costs as much as what most commands do.
         """
-        self._here.now = now
-        if not self._folded:
+        self._at(now)
+        if not (self._opened or (self._folded and self._clock_watch.stopped)):
             if len(self._queue) >= QUEUED_MAX:
                 error = OverloadedError("the node is still reading its log: ask again in a moment")
                 self._here.urgent(Reply(ticket, None, error.record()))
@@ -274,7 +298,7 @@ class Replica:
 
     def persisted(self, batch: int, now: Now) -> None:
         """The batch is durable: what waited for it leaves, peers hear of it."""
-        self._here.now = now
+        self._at(now)
         self._here.outbox.persisted(batch)
         self._run()
 
@@ -284,7 +308,7 @@ class Replica:
         Raises:
             CorruptLogError: See duty 5.
         """
-        self._here.now = now
+        self._at(now)
         self._rows_damaged(damaged)
         self._loader.loaded(token, rows)
         self._run()
@@ -297,7 +321,7 @@ class Replica:
         Raises:
             CorruptLogError: See duty 5.
         """
-        self._here.now = now
+        self._at(now)
         if damaged is not None:
             self._intake.damaged(*damaged)
         found = list(blobs)
@@ -311,7 +335,7 @@ class Replica:
         Raises:
             CorruptLogError: See duty 5.
         """
-        self._here.now = now
+        self._at(now)
         damaged = tuple(damaged)
         self._rows_damaged(damaged)
         if damaged:
@@ -326,7 +350,7 @@ class Replica:
         Raises:
             CorruptLogError: See duty 5.
         """
-        self._here.now = now
+        self._at(now)
         self._rows_damaged(page.damaged)
         self._requests.queried(token, page)
         self._run()
@@ -348,11 +372,8 @@ class Replica:
             self._here.alarm("store.task", task=task_id.hex(), advice=DAMAGED_ADVICE)
 
     def tick(self, now: Now) -> None:
-        self._here.now = now
-        here = self._here
-        due = here.timers.due(here.time_ms, now.mono_ms, TIMERS_PER_TURN)
-        for what, which in due:
-            self._timer(what, which)
+        self._at(now)
+        due = self._fire()
         self._neighbours.gossip.tick(now)
         if due or self._is_turn_due():
             self._run()  # else only gossip had something to do
@@ -371,7 +392,7 @@ class Replica:
                 first_ms = due_ms
         release_ms = here.log.next_deadline_ms()
         if release_ms is not None:
-            held_ms = mono_ms + max(1, release_ms - here.clock.own_time_ms(here.now))
+            held_ms = mono_ms + max(1, release_ms - here.time_ms)
             first_ms = held_ms if first_ms is None else min(first_ms, held_ms)
         return first_ms
 
@@ -431,7 +452,7 @@ class Replica:
             self._more
             or (lease_ms is not None and lease_ms <= here.now.mono_ms)
             or self._was_full  # memory may have room again
-            or not self._folded
+            or not self._opened
             or here.stability.stable() is not self._stable
             or here.log.next_deadline_ms() is not None
         )
@@ -446,9 +467,12 @@ class Replica:
         if not self._folded and self._nothing_to_fold():
             self._folded = True
             self._here.deriving = False
-            self._open_writer()
+            self._here.table.refresh()
+            self._neighbours.start()
         if self._folded:
-            while self._queue:
+            if not self._opened and self._may_open():
+                self._open_writer()
+            while self._queue and (self._opened or self._clock_watch.stopped):
                 self._desk.do(*self._queue.popleft())
             self._neighbours.recover()
             self.leases.advance()
@@ -481,6 +505,38 @@ class Replica:
         if self._here.deriving and log.gaps():
             return False  # tasks of what is missing would look absent
         return self._intake.idle and not self._more
+
+    # Time ------------------------------------------------------------------------
+
+    def _at(self, now: Now) -> None:
+        """An input came at `now`. After a pause of our own, whatever became due meanwhile comes before it (TIME-2)."""
+        here = self._here
+        pause_ms = now.mono_ms - here.now.mono_ms
+        here.now = now
+        if self._started and pause_ms > PAUSE_MS:
+            here.heard_from_ms = now.mono_ms  # what others said meanwhile is still to be read: they were not silent
+            self._workers.forgive(pause_ms)
+            here.notify("info", "node.woke", pause_ms=pause_ms)
+            self._turn_due |= self._fire()
+        if self._started and self._clock_watch.due(now):
+            self._look_at_clocks()
+
+    def _look_at_clocks(self) -> None:
+        """Judge our own clock, and stop or begin to stamp."""
+        here = self._here
+        self._clock_watch.look(here.now)
+        before, here.stamps = here.stamps, self._opened and not self._clock_watch.stopped
+        if here.stamps and not before:
+            self._worker_requests.resume()
+            here.table.touch_all()
+        self._turn_due |= here.stamps != before
+
+    def _fire(self) -> bool:
+        """Do what is due. False if nothing is."""
+        due = self._here.timers.due(self._here.time_ms, self._here.now.mono_ms, TIMERS_PER_TURN)
+        for what, which in due:
+            self._timer(what, which)
+        return bool(due)
 
     # Timers -----------------------------------------------------------------------
 

@@ -85,5 +85,5 @@ class Watchers:
             "state": str(task.state),
             "name": submitted.name if submitted is not None else "",
             "settled": task.settled,
-            "at_ms": self._here.now.wall_ms,
+            "at_ms": self._here.time_ms,
         }

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from crdtsync import commands as c
 from crdtsync import lifecycle
 from crdtsync.effects import Reply
-from crdtsync.errors import CrdtSyncError, InvalidRequestError, PayloadTooLargeError, UnknownAttemptError
+from crdtsync.errors import (
+    CrdtSyncError,
+    InvalidRequestError,
+    OverloadedError,
+    PayloadTooLargeError,
+    UnknownAttemptError,
+)
 from crdtsync.events import Checkpointed, Declared, EffectRecorded, Options
 from crdtsync.identifiers import AttemptId, EventId, WorkerId
 from crdtsync.protocol.codec import encode_value
 from crdtsync.region import RegionState
-from crdtsync.scheduling.dispatch import Dispatcher
+from crdtsync.scheduling.dispatch import STAMPS_RETRY_MS, Dispatcher
 from crdtsync.scheduling.workers import Workers
 from crdtsync.tasks import Task
 
 DECLARATIONS_MAX: Final = 10_000  # task names in the cluster
 CREDITS_MAX: Final = 10_000
+HandlerCommand: TypeAlias = c.Complete | c.RecordEffect | c.SaveCheckpoint
 EFFECTS_PER_ATTEMPT_MAX: Final = 10_000
 
 
@@ -37,6 +44,48 @@ class WorkerRequests:
         self._dispatcher = dispatcher
         self._require = require
         self._lanes_changed = lanes_changed
+        # While nothing may be stamped: what handlers report, in order, and whose declarations are to be written.
+        self._held: dict[tuple[Any, ...], tuple[HandlerCommand, Any]] = {}
+        self._greetings: dict[WorkerId, c.WorkerHello] = {}
+
+    @property
+    def held(self) -> int:
+        """How many reports of handlers wait until this region's clock is right."""
+        return len(self._held)
+
+    def hold(self, command: HandlerCommand, ticket: Any) -> None:
+        """Keep what a handler reports until it may be written: its worker waits for the answer.
+
+        An end is always kept, there is at most one of each running attempt. Sent again, a report takes the place of
+        the first. A node that dies meanwhile has acknowledged none: workers send them again (docs/decisions/0010).
+        """
+        key: tuple[Any, ...] = (command.attempt,)
+        if isinstance(command, c.RecordEffect):
+            key = (command.attempt, "effect", command.name)
+        elif isinstance(command, c.SaveCheckpoint):
+            key = (command.attempt, "checkpoint", command.index)
+        if key not in self._held and len(self._held) >= HELD_MAX and not isinstance(command, c.Complete):
+            self._refuse(
+                ticket, OverloadedError(f"{HELD_MAX} reports wait until the clock of {self._here.me} is right")
+            )
+            return
+        self._held[key] = (command, ticket)
+
+    def resume(self) -> None:
+        """The clock is right: write what was held, before anything that would give up on those attempts."""
+        held, self._held = self._held, {}
+        for command, ticket in held.values():
+            match command:
+                case c.Complete():
+                    self.complete(command, ticket)
+                case c.RecordEffect():
+                    self.record_effect(command, ticket)
+                case c.SaveCheckpoint():
+                    self.save_checkpoint(command, ticket)
+        greetings, self._greetings = self._greetings, {}
+        for hello in greetings.values():
+            self._declare_all(hello)
+            self._assign_again(hello)
 
     def _reply(self, ticket: Any, value: Any) -> None:
         self._here.emit(Reply(ticket, value))
@@ -55,8 +104,8 @@ class WorkerRequests:
             self._refuse(ticket, InvalidRequestError(f"a cluster declares at most {DECLARATIONS_MAX} tasks"))
             return
         worker = self._workers.hello(command, here.now.mono_ms)
-        for task in command.tasks:
-            self._declare(command.app, task)
+        if here.stamps:
+            self._declare_all(command)
         stop: list[AttemptId] = []
         for ref in command.running:
             attempt = EventId(*ref)  # type: ignore[arg-type]
@@ -76,9 +125,21 @@ class WorkerRequests:
             "stop": [tuple(attempt) for attempt in stop],
         }
         self._reply(ticket, reply)
-        self._dispatcher.assign_again(worker, frozenset(EventId(*ref) for ref in command.running))  # type: ignore[arg-type]
+        if here.stamps:
+            self._assign_again(command)
+        else:
+            self._greetings[worker.id] = command
         here.notify("info", "worker.connected", worker=worker.id, app=worker.app, tasks=sorted(worker.names))
         self._lanes_changed()
+
+    def _declare_all(self, command: c.WorkerHello) -> None:
+        for task in command.tasks:
+            self._declare(command.app, task)
+
+    def _assign_again(self, command: c.WorkerHello) -> None:
+        worker = self._workers.get(WorkerId(command.worker))
+        if worker is not None:
+            self._dispatcher.assign_again(worker, frozenset(EventId(*ref) for ref in command.running))  # type: ignore[arg-type]
 
     def _declare(self, app: str, task: c.TaskDeclaration) -> None:
         options = Options(
@@ -123,6 +184,9 @@ class WorkerRequests:
         here = self._here
         worker = self._workers.get(worker_id)
         if worker is None:
+            return
+        if not here.stamps:
+            here.timers.at_mono(here.now.mono_ms + STAMPS_RETRY_MS, ("worker", worker_id))
             return
         silent_ms = here.now.mono_ms - worker.heard_ms
         if worker.connected and silent_ms < here.settings.worker_lost_after_ms:
@@ -223,5 +287,6 @@ class WorkerRequests:
         self._with(command.attempt, ticket, end)
 
 
+HELD_MAX: Final = 10_000  # effects and checkpoints that wait until the clock is right; ends are always kept
 PROGRESS_CHARS_MAX: Final = 1_000
 GONE_GRACE_MS: Final = 1_500  # a dropped connection of a living worker is back within its reconnect backoff

@@ -43,7 +43,7 @@ where `NO_COLOR` is set. `--help` works everywhere.
 | 4 | conflict: the state of the task does not allow it, or the key is taken by another payload |
 | 5 | not permitted |
 | 69 | unreachable: no node answers; where something was sent, the message says that it may have happened |
-| 75 | retry later: a limit is reached, or the node is shutting down |
+| 75 | retry later: a limit is reached, the node is shutting down, or its clock is off |
 | 78 | configuration |
 | 124 | it did not end in time; it goes on |
 | 130 | Ctrl-C |

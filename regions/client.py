@@ -378,6 +378,11 @@ class Client:
         """Start nothing more in this region and offer what waits to the others; `off` ends it."""
         return await self.request(c.Drain(off=off))
 
+    async def clock(self) -> dict[str, Any]:
+        """This node's clocks, what a majority of the regions says of them, offset and drift of each, what is held back."""
+        record: dict[str, Any] = await self.request(c.ShowClock())
+        return record
+
     async def node_status(self) -> dict[str, Any]:
         """The node's own record: writer, members, digest, queues, workers, buffers, alarms."""
         record: dict[str, Any] = await self.request(c.Status())

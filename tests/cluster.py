@@ -276,7 +276,8 @@ class Worker:
 
 
 class Cluster:
-    """`tasks` maps names to handlers; `declare` holds options of their declarations."""
+    """`tasks` maps names to handlers; `declare` holds options of their declarations, `walls` by how many milliseconds
+    a region's wall clock is ahead from its start."""
 
     def __init__(
         self,
@@ -285,6 +286,7 @@ class Cluster:
         declare: dict[str, dict[str, Any]] | None = None,
         workers: bool = True,
         credits: int = 10,
+        walls: dict[str, int] | None = None,
         **settings: Any,
     ) -> None:
         members = tuple(RegionId(region) for region in regions)
@@ -314,6 +316,7 @@ class Cluster:
         self.sent: dict[tuple[str, str], int] = {}
         self.nodes = {region: Node(self, region) for region in members}
         for node in self.nodes.values():
+            node.wall_offset_ms = (walls or {}).get(node.region, 0)
             node.start()
         self._dial()
         if workers:

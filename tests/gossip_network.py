@@ -129,6 +129,9 @@ class Node:
     def next_token(self) -> int:
         return next(self.tokens)
 
+    def time_ms(self, now) -> int:
+        return self.clock.physical_ms(now)
+
     def digest(self, _domain) -> tuple[Heads, bytes]:
         heads = self.log.durable_applied
         return heads, blake2b(repr(heads.items()).encode() + self.digest_salt, digest_size=16).digest()

@@ -31,7 +31,7 @@ from crdtsync.gossip.credit import CreditOut
 from crdtsync.gossip.exchange import Exchange
 from crdtsync.gossip.failure_detector import PhiAccrual
 from crdtsync.gossip.liveness import Liveness
-from crdtsync.gossip.offsets import Offset
+from crdtsync.gossip.offsets import Offset, PeerClock
 from crdtsync.gossip.peer import NEVER_MS, DomainLink, Link, Peer
 from crdtsync.gossip.recovery import Recovery
 from crdtsync.gossip.settings import GossipSettings
@@ -183,14 +183,17 @@ class Gossip:
         """Monotonic time of the freshest sign of life of a region by any path; None if none since the start."""
         return self._liveness.last_heard(region)
 
-    def offset(self, peer: RegionId) -> Offset | None:
-        """The clock of a linked peer against ours, with its uncertainty."""
-        link = self._link(peer)
-        return link.offsets.best() if link is not None else None
+    def clock_of(self, peer: RegionId) -> PeerClock:
+        """What was measured of a peer's clocks, linked or not."""
+        known = self._peers.get(peer)
+        return known.clock if known is not None else PeerClock()
 
-    def offset_ms(self, peer: RegionId) -> int | None:
-        offset = self.offset(peer)
-        return offset.offset_ms if offset is not None else None
+    def offset(self, peer: RegionId, now: Now) -> Offset | None:
+        """The clock of a linked peer against ours, with its uncertainty."""
+        known = self._peers.get(peer)
+        if known is None or known.open_link is None:
+            return None
+        return known.clock.best(self._wire.host.time_ms(now), now.mono_ms)
 
     def common_features(self) -> int:
         """The bits that every member has, as of its last Hello: 0 while one was never met."""
@@ -294,7 +297,7 @@ class Gossip:
         self._observe(now)
         for row, source in commits:
             if source is not None:
-                self._liveness.commit(row, now)
+                self._liveness.commit(row, self._wire.host.time_ms(now), now)
         self._exchange.note_digest(domain)
         links = self._open_links()
         self._transfer.durable(domain, commits, links, now)
@@ -420,6 +423,7 @@ class Gossip:
         link.detector.heard(now.mono_ms)
         link.ping_due_ms = link.heads_due_ms = now.mono_ms
         known.features, known.refused = hello.features, ""
+        known.clock.met(hello.writer)
         self._liveness.frame(link.peer, now)
         self._wire.notify("info", "gossip.opened", peer=link.peer, writer=hello.writer)
         self._tick_link(link, now)
@@ -499,7 +503,8 @@ class Gossip:
         if link.ping_due_ms <= now.mono_ms:
             session = link.session
             beats = self._liveness.to_relay(link.peer, now)
-            self._wire.send(link, Ping(now.mono_ms, now.wall_ms, session.seen, session.missed, beats))
+            time_ms = self._wire.host.time_ms(now)
+            self._wire.send(link, Ping(now.mono_ms, time_ms, session.seen, session.missed, beats))
             link.ping_due_ms = now.mono_ms + self._settings.ping_interval_ms
         due = [ours for ours in link.domains.values() if ours.feed.tick(now.mono_ms)]
         if due:
@@ -539,16 +544,19 @@ class Gossip:
         self._transfer.pump(link, now)
         return []
 
-    def _on_ping(self, _known: Peer, link: Link, message: Ping, _size: int, now: Now) -> list[Arrived]:
-        self._wire.send(link, Pong(message.mono_ms, message.wall_ms, now.wall_ms, now.wall_ms))
+    def _on_ping(self, known: Peer, link: Link, message: Ping, _size: int, now: Now) -> list[Arrived]:
+        time_ms = self._wire.host.time_ms(now)
+        self._wire.send(link, Pong(message.mono_ms, message.wall_ms, time_ms, time_ms))
+        known.clock.pinged(message.mono_ms, now)
         self._liveness.beat(link.hello.writer, message.mono_ms, now)
         self._liveness.relayed(message.beats, now)
         if link.reported(message.seen, message.missed):
             self._exchange.hasten(link, now)
         return []
 
-    def _on_pong(self, _known: Peer, link: Link, message: Pong, _size: int, now: Now) -> list[Arrived]:
-        link.offsets.heard(message, now)
+    def _on_pong(self, known: Peer, _link: Link, message: Pong, _size: int, now: Now) -> list[Arrived]:
+        if known.clock.heard(message, now):
+            self._wire.counters["clock_samples"] += 1
         return []
 
     def _on_request(self, _known: Peer, link: Link, message: SnapshotRequest, _size: int, now: Now) -> list[Arrived]:

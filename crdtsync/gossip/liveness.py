@@ -42,9 +42,12 @@ class Liveness:
             if beat.region in self._members:
                 self._newer(beat.region, beat.incarnation, beat.beat, now.mono_ms - beat.age_ms)
 
-    def commit(self, row: CommitRow, now: Now) -> None:
-        """A commit of that region is durable here: its region was alive at its stamp, if that is not in our future."""
-        self._refresh(region_of(row.writer), now.mono_ms - max(0, now.wall_ms - stamp_ms(row.stamp)))
+    def commit(self, row: CommitRow, time_ms: int, now: Now) -> None:
+        """A commit of that region is durable here: its region was alive at its stamp, if that is not in our future.
+
+        `time_ms` is our own real time, by which stamps are judged: a wall clock that was set makes nobody younger.
+        """
+        self._refresh(region_of(row.writer), now.mono_ms - max(0, time_ms - stamp_ms(row.stamp)))
 
     def acknowledged(self, region: RegionId, mono_ms: int) -> None:
         """An acknowledgement of that region that nobody had told us of, given at `mono_ms` of our clock."""

@@ -9,7 +9,7 @@ from crdtsync.errors import RemoteProtocolError
 from crdtsync.gossip.anti_entropy import Feed
 from crdtsync.gossip.credit import CreditIn, CreditOut
 from crdtsync.gossip.failure_detector import PhiAccrual
-from crdtsync.gossip.offsets import OffsetFilter
+from crdtsync.gossip.offsets import PeerClock
 from crdtsync.gossip.settings import GossipSettings
 from crdtsync.gossip.snapshots import SnapshotReceiver, SnapshotSender
 from crdtsync.gossip.vectors import VectorFeed, VectorMirror
@@ -55,7 +55,6 @@ class Link:
         self.session = Session(peer)
         self.detector = PhiAccrual(now.mono_ms, interval_ms=settings.ping_interval_ms)
         self.suspected = False
-        self.offsets = OffsetFilter()
         self.credit = CreditOut(0)
         self.domains: dict[Domain, DomainLink] = {}  # in order of name
         self.links: frozenset[RegionId] = frozenset()  # to whom the peer is linked
@@ -135,6 +134,7 @@ class Peer:
         self.region = region
         self.credit_in = CreditIn(settings.credit_bytes)
         self.link: Link | None = None
+        self.clock = PeerClock()
         self.features: int | None = None  # as of its last Hello
         self.refused = ""  # why either side refused the last link
         self.last_have: dict[Domain, Heads] = {}

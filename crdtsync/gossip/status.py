@@ -33,6 +33,7 @@ def region_records(
     applied = {domain: log.applied for domain, log in wire.logs.items()}
     others = [peer for region, peer in peers.items() if region != wire.me]
     heads, digest = wire.host.digest(shown)
+    own_ms = wire.host.time_ms(now)
     known = {domain: _join(peer.last_have.get(domain, NOTHING) for peer in others) for domain in wire.logs}
     behind = sum(_lacks(log.have, known[domain]) for domain, log in wire.logs.items())
     records = [_record(wire.me, "self", digest, heads, behind, offset=None) | {"self": True, "offset_ms": 0}]
@@ -44,7 +45,7 @@ def region_records(
             peer.last_digest.get(shown, b""),
             peer.last_applied.get(shown, NOTHING),
             sum(_lacks(peer.last_applied.get(domain, NOTHING), mine) for domain, mine in applied.items()),
-            offset=link.offsets.best() if link is not None else None,
+            offset=peer.clock.best(own_ms, now.mono_ms) if link is not None else None,
         )
         heard = liveness.last_heard(peer.region)
         record["silent_ms"] = None if heard is None else max(0, now.mono_ms - heard)
@@ -57,6 +58,7 @@ def region_records(
 def link_records(wire: Wire, peers: Mapping[RegionId, Peer], now: Now) -> list[dict[str, Any]]:
     """One record per other region."""
     records = []
+    own_ms = wire.host.time_ms(now)
     for region, peer in peers.items():
         if region == wire.me:
             continue
@@ -69,7 +71,7 @@ def link_records(wire: Wire, peers: Mapping[RegionId, Peer], now: Now) -> list[d
             "features": peer.features,
         }
         if link is not None and link.is_open:
-            best = link.offsets.best()
+            best = peer.clock.best(own_ms, now.mono_ms)
             record |= {
                 "writer": link.hello.writer,
                 "since_ms": link.opened.wall_ms,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from crdtsync.clock import Now
 from crdtsync.effects import Disconnect, Effect, Notify, Send
 from crdtsync.gossip.peer import Link
 from crdtsync.gossip.settings import GossipSettings
@@ -23,6 +24,10 @@ class GossipHost(Protocol):
 
     def next_token(self) -> int:
         """A token for a read, different from all others that the driver will answer."""
+        ...
+
+    def time_ms(self, now: Now) -> int:
+        """What this region takes for real time: `HybridClock.physical_ms`."""
         ...
 
     def digest(self, domain: Domain) -> tuple[Heads, bytes]:

@@ -154,6 +154,12 @@ class DomainLog:
         on_disk = [Waiting(w, self._applied.get(w, 0) + 1, Wait.DISK) for w in self._absent]
         return tuple(sorted([*self._blocked.values(), *on_disk]))
 
+    def held_back(self, writer: WriterId) -> tuple[int, int]:
+        """How many commits of this writer are have and not applied, and when the last of them may be, in own time."""
+        stream = self._streams[writer]
+        left = self._have.get(writer, 0) - self._applied.get(writer, 0)
+        return left, (stream.have_stamp >> COUNTER_BITS) - self.max_skew_ms
+
     def next_deadline_ms(self) -> int | None:
         """Own time at which a held-back commit may become applicable."""
         return self._held[0][0] if self._held else None
@@ -193,7 +199,7 @@ class DomainLog:
 
         Args:
             blob: The commit as it travels.
-            wall_ms: Own time (`HybridClock.own_time_ms`), for the alarm about stamps far ahead.
+            wall_ms: Own time (`HybridClock.physical_ms`), for the alarm about stamps far ahead.
         """
         if commit_hash(blob) in self._known and not self._lost:
             return _DUPLICATE
@@ -285,7 +291,7 @@ class DomainLog:
         The same one until `mark_applied` is called.
 
         Args:
-            wall_ms: Own time (`HybridClock.own_time_ms`).
+            wall_ms: Own time (`HybridClock.physical_ms`).
         """
         while self._held and self._held[0][0] <= wall_ms:
             self._examine(heappop(self._held)[1])
@@ -320,6 +326,9 @@ class DomainLog:
             if self._is_far_ahead(commit, wall_ms):
                 wait = Wait.FAR_AHEAD
                 self._alarm_far_ahead(commit, wall_ms)
+            else:
+                ahead_ms = (commit.stamp >> COUNTER_BITS) - wall_ms
+                self._alarm("log.held_back", commit, f"stamped {ahead_ms} ms ahead: it waits for its time")
             return Waiting(commit.writer, commit.number, wait, until_ms=release_ms)
         deps = commit.deps
         while stream.deps_met < len(deps):

@@ -126,7 +126,7 @@ class Beat(NamedTuple):
 
 class Ping(NamedTuple):
     mono_ms: int  # the sender's clocks; the monotonic one is also its beat
-    wall_ms: int
+    wall_ms: int  # its real time, as its stamps count it; earlier versions sent the wall clock's
     seen: int  # as in HeadsHeard
     missed: int
     beats: tuple[Beat, ...]  # of others
@@ -137,7 +137,7 @@ class Pong(NamedTuple):
 
     mono_ms: int  # echoed
     wall_ms: int  # echoed
-    received_ms: int  # wall time at the answering side
+    received_ms: int  # real time at the answering side, as its stamps count it
     sent_ms: int
 
 

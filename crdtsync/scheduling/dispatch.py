@@ -23,6 +23,7 @@ from crdtsync.undoing import continuation, effect_root, inherited_effects, newes
 from crdtsync.workflow.dependencies import Dependencies
 
 CLAIMS_PER_TURN: Final = 500  # so that one input never holds the loop for long
+STAMPS_RETRY_MS: Final = 500  # while nothing may be stamped
 ENDED_KEPT: Final = 2_000  # ended attempts whose task is remembered, for repeated completions
 
 
@@ -51,7 +52,7 @@ class Dispatcher:
     def dispatch(self) -> None:
         """Claim what is ready for every worker that has credit."""
         self.could_go_on = False
-        if not self._ready or not self._workers.any_free:
+        if not self._ready or not self._workers.any_free or not self._here.stamps:
             return
         assigned: dict[WorkerId, list[Assignment]] = {}
         present = self._present()
@@ -212,6 +213,9 @@ class Dispatcher:
         running = self._workers.running.get(attempt)
         task = None if running is None else self._here.table.get(running.task)
         if running is None or task is None:
+            return
+        if not self._here.stamps:
+            self._here.timers.at_mono(self._here.now.mono_ms + STAMPS_RETRY_MS, ("timeout", attempt))
             return
         submitted = self._here.table.view(task).submitted
         limit = submitted.options.timeout_ms if submitted is not None else 0

@@ -46,9 +46,8 @@ class Handover:
 
     def silent_for_ms(self, region: RegionId) -> int:
         """For how long nothing of `region` has reached this replica by any path."""
-        heard = self._last_heard(region)
-        since = self._here.started.mono_ms if heard is None else max(heard, self._here.started.mono_ms)
-        return self._here.now.mono_ms - since
+        heard, since_ms = self._last_heard(region), self._here.heard_from_ms
+        return self._here.now.mono_ms - (since_ms if heard is None else max(heard, since_ms))
 
     def silent(self) -> frozenset[RegionId]:
         lost_after = self._here.settings.lost_after_ms

@@ -106,6 +106,11 @@ class Workers:
         known.worker = worker.id
         worker.running[attempt] = task
 
+    def forgive(self, pause_ms: int) -> None:
+        """We were not there for so long ourselves: what workers said meanwhile is still to be read."""
+        for worker in self._workers.values():
+            worker.heard_ms += pause_ms
+
     def ended(self, attempt: AttemptId) -> None:
         known = self.running.pop(attempt, None)
         if known is not None and known.worker is not None:

@@ -30,6 +30,7 @@ NOUNS: Final = {
     "task": ("regions.cli.task:task", "Submit tasks, follow them, steer them."),
     "region": ("regions.cli.region:region", "The regions as this one sees them; cut, heal, drain."),
     "conflict": ("regions.cli.conflict:conflict", "What several regions did at once, and how it was resolved."),
+    "clock": ("regions.cli.clock:clock", "Clocks: offset and drift of every region, and what is held back."),
     "log": ("regions.cli.log:log", "The replicated log: follow, verify, export."),
     "sim": ("simulator.cli:sim", "Run a cluster in virtual time, under faults, from one seed."),
     "doc": ("regions.cli.doc:doc", "Shared documents and those of tasks."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from simulator.checkers.chronicle import Chronicle, Family, named, told
-from simulator.checkers.peek import own_time_ms, physical_ms, true_ms
+from simulator.checkers.peek import own_time_ms, physical_ms, stamps, true_ms
 from simulator.trace import Record
 from simulator.vacuity import region_of_node
 
@@ -89,6 +89,8 @@ class Liveness(Family):
         now_us = world.kernel.now_us
         if any(abs(own_time_ms(node) - true_ms(now_us)) > node.settings.max_skew_ms for node in healed):
             return  # what is stamped ahead of somebody's time waits for it, and so do its retries
+        if not all(stamps(node) for node in healed):
+            return  # whoever stamps nothing starts nothing either
         since_us = max(world.scenario.plan.healed_ms * 1_000, 0)
         for task, shown in self._views.items():
             here = [record for region, record in shown.items() if region in names]

@@ -41,11 +41,12 @@ def physical_ms(node: Node) -> int:
 
 def own_time_ms(node: Node) -> int:
     """The time by which a node judges others' stamps; its wall clock while it is down."""
-    if node.replica is None:
-        return node.now.wall_ms
-    clock = node.replica._here.clock  # noqa: SLF001
-    restored_ms: int = clock._restored_ms - clock.max_skew_ms  # noqa: SLF001
-    return max(physical_ms(node), restored_ms)
+    return physical_ms(node)
+
+
+def stamps(node: Node) -> bool:
+    """Whether a node writes: one whose clock is off, or was, does not."""
+    return node.replica is None or bool(node.replica._here.stamps)  # noqa: SLF001
 
 
 def commits_sent(node: Node) -> int:

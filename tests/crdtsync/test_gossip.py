@@ -291,10 +291,9 @@ def test_pings_measure_the_peers_clock():
     (ping,) = of_kind(fake.drain(), m.Ping)
     fake.node.network.mono_ms += 80
     fake.say(m.Pong(ping.mono_ms, ping.wall_ms, ping.wall_ms + 340, ping.wall_ms + 340))
-    offset = fake.gossip.offset(US)
-    assert (offset.offset_ms, offset.rtt_ms, offset.uncertainty_ms) == (300, 80, 40)
-    assert fake.gossip.offset_ms(US) == 300
-    assert fake.gossip.offset(AP) is None
+    offset = fake.gossip.offset(US, fake.now)
+    assert (offset.offset_ms, offset.rtt_ms, offset.uncertainty_ms) == (300, 80, 41)
+    assert fake.gossip.offset(AP, fake.now) is None
 
 
 def test_a_ping_is_answered_at_once():

@@ -45,13 +45,15 @@ def test_a_beat_of_a_new_incarnation_is_newer_whatever_its_clock_says():
 def test_a_commit_that_comes_late_is_no_fresh_sign_of_life():
     liveness = Liveness(EU, MEMBERS)
     written = CommitRow(DEFAULT_DOMAIN, AP_7, 1, make_stamp(at(10_000).wall_ms), b"")
-    liveness.commit(written, at(70_000))
+    liveness.commit(written, at(70_000).wall_ms, at(70_000))
     assert liveness.last_heard(AP) == 10_000
 
 
 def test_a_commit_from_a_clock_ahead_of_ours_is_no_younger_than_now():
     liveness = Liveness(EU, MEMBERS)
-    liveness.commit(CommitRow(DEFAULT_DOMAIN, AP_7, 1, make_stamp(at(99_000).wall_ms), b""), at(1_000))
+    liveness.commit(
+        CommitRow(DEFAULT_DOMAIN, AP_7, 1, make_stamp(at(99_000).wall_ms), b""), at(1_000).wall_ms, at(1_000)
+    )
     assert liveness.last_heard(AP) == 1_000
 
 

@@ -32,7 +32,7 @@ def test_stamps_strictly_increase_over_wall_steps_observations_and_restarts(step
         now = Now(wall_ms, mono_ms)
         if action == "observe":
             ahead_ms = data.draw(st.integers(-1_000, MAX_SKEW_MS))
-            seen = make_stamp(clock.own_time_ms(now) + ahead_ms, data.draw(st.integers(0, 65_535)))
+            seen = make_stamp(clock.physical_ms(now) + ahead_ms, data.draw(st.integers(0, 65_535)))
             clock.observe(seen, now)
             last = max(last, seen)
         elif action == "restart":  # with what the last batch made durable, which covers every stamp that left
@@ -100,6 +100,6 @@ def test_one_fast_clock_cannot_drag_the_others():
     clock = HybridClock()
     for n in range(1_000):
         now = Now(START + n, n)
-        ahead = make_stamp(clock.own_time_ms(now) + MAX_SKEW_MS)
+        ahead = make_stamp(clock.physical_ms(now) + MAX_SKEW_MS)
         clock.observe(ahead, now)
         assert stamp_ms(clock.tick(now)) <= START + n + MAX_SKEW_MS
