@@ -59,7 +59,8 @@ QUANTITIES: Final[dict[str, tuple[str, frozenset[str]]]] = {
     "failed": ("attempts whose handler raised", _WORK),
     "lost": ("attempts that were stopped or died with their worker", _WORK),
     "peak": ("most attempts that began within one second", _WORK),
-    "effects": ("things done to the world outside, by built-in models", _WORK | {"named"}),
+    "effects": ("things done to the world outside, once per effect key", _WORK | {"named"}),
+    "repeats": ("effects done again under their key, as a crash before the record makes them", _WORK | {"named"}),
     "crashes": ("ends of a node's process", _WHERE),
     "starts": ("starts of a node's process", _WHERE),
     "lost_commits": ("commits that were durable, or on their way, and are gone", _WHERE),
@@ -221,6 +222,7 @@ class Expectations:
         "task.begin",
         "task.end",
         "effect.done",
+        "effect.repeated",
         "node.crash",
         "node.start",
         "disk.lost",
@@ -246,6 +248,8 @@ class Expectations:
                 self._count(how, record, name)
             case "effect.done":
                 self._count("effects", record, self._names.get(said["attempt"], ""), said["name"])
+            case "effect.repeated":
+                self._count("repeats", record, self._names.get(said["attempt"], ""), said["name"])
             case "node.crash":
                 self._count("crashes", record)
             case "node.start":

@@ -76,7 +76,7 @@ SCHEMA: Final[dict[str, tuple[str, ...]]] = {
     "task.end": ("outcome", "value"),  # as the handler ended; not yet durable
     # The world outside. `id` is the effect's key.
     "effect.done": ("task", "attempt", "name", "fence"),
-    "effect.repeated": ("task", "attempt", "name", "fence"),  # the sink knew the key, and did nothing
+    "effect.repeated": ("task", "attempt", "name", "fence"),  # again: a sink that knows keys does nothing
     # What replicas tell their operators.
     "notify": ("level", "facts"),  # `id` is the stable dotted name
     # Public state, recorded at the end of the run. `id` is the region, or the task.

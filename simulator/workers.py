@@ -41,11 +41,12 @@ OnAnswer = Callable[[Any, dict[str, Any] | None, int], None]
 class Attempt:
     """One assignment here, from its arrival until its end is durable. Also what its handler waits by (`context.Port`)."""
 
-    __slots__ = ("completed", "fiber", "hung", "run", "seq", "started", "stop_gates", "worker")
+    __slots__ = ("completed", "fiber", "hung", "own", "run", "seq", "started", "stop_gates", "worker")
 
-    def __init__(self, worker: Worker, run: AttemptRun, seq: int) -> None:
+    def __init__(self, worker: Worker, run: AttemptRun, seq: int, *, own: bool) -> None:
         self.worker = worker
         self.run = run
+        self.own = own  # its handler is the user's, and none of a built-in model
         self.seq = seq  # of the newest record about it: the cause of what it does next
         self.fiber: Fiber | None = None
         self.started = False
@@ -60,6 +61,8 @@ class Attempt:
 
     async def ask(self, command: HandlerCommand) -> Any:
         worker = self.worker
+        if self.own and type(command) is c.RecordEffect:
+            worker.world.sink.note(self, command.name, command.key, command.result)
         while True:
             gate = worker.kernel.gate()
             worker.post(command, partial(self._answered, gate), self.seq)
@@ -96,7 +99,18 @@ class Attempt:
         await gate
 
     async def call(self) -> Any:
-        """The handler, from its first to its last line."""
+        """The handler, from its first to its last line. What faults do to the user's own strikes before or after."""
+        world = self.worker.world
+        rng = world.stream("fate", str(self.id)) if self.own and world.mischief else None
+        early = rng is not None and rng.random() < 0.5
+        if rng is not None and early:
+            world.fate(self.worker.node.region, rng)
+        value = await self._handled()
+        if rng is not None and not early:
+            world.fate(self.worker.node.region, rng)
+        return value
+
+    async def _handled(self) -> Any:
         handler, args, kwargs = self.run.invocation()
         if is_async(handler):
             return await handler(Context(self.run, self), *args, **kwargs)
@@ -123,7 +137,7 @@ class Worker:
         self.deaf = False
         self.slowness = 1.0
         self.hits: list[Callable[[str], None]] = []  # told when one of these changed something
-        self._world = world
+        self.world = world
         self._trace = world.trace
         self._rng: random.Random = world.stream("worker", name)
         self._connected = False
@@ -304,7 +318,9 @@ class Worker:
             missing = c.Complete(assignment.attempt, "lost", reason="stopped")
             self.post(missing, lambda _value, _error, _cause: None, cause)
             return
-        attempt = Attempt(self, AttemptRun(assignment, self.app[assignment.name]), cause)
+        own = self.world.scenario.app
+        run = AttemptRun(assignment, self.app[assignment.name])
+        attempt = Attempt(self, run, cause, own=own is not None and assignment.name in own)
         self._attempts[assignment.attempt] = attempt
         self._start(attempt)
 
@@ -327,7 +343,7 @@ class Worker:
         run = attempt.run
         if isinstance(error, Poisoned):
             self.crash("its handler killed it", attempt.seq)
-            self._world.revive(self)
+            self.world.revive(self)
             return
         if isinstance(error, Cancelled):
             self._complete(attempt, run.lost(run.stop_reason or "stopped"))

@@ -55,17 +55,21 @@ class Sink:
 
     def do(self, ctx: Context, name: str, value: Any, key: bytes | None = None) -> Any:
         """Do it, unless it was done under this key. Returns what was done first."""
-        run = ctx._run  # noqa: SLF001 - the port is the attempt that the simulator made
-        attempt: Attempt = ctx._port  # type: ignore[assignment]  # noqa: SLF001
-        key = run.effect_key(name) if key is None else key
+        attempt: Attempt = ctx._port  # type: ignore[assignment]  # noqa: SLF001 - the simulator made it
+        return self.note(attempt, name, attempt.run.effect_key(name) if key is None else key, value)
+
+    def note(self, attempt: Attempt, name: str, key: bytes, value: Any) -> Any:
+        """An attempt has done something, by a model's handler or in a `ctx.effect` of the user's. As `do`."""
         known = self.done.get(key)
         kind = "effect.done" if known is None else "effect.repeated"
-        data = (ctx.task_id, ctx.attempt_id, name, ctx.fence)
+        assignment = attempt.run.assignment
+        task, fence = assignment.task.hex(), assignment.fence
         trace = self.world.trace
+        data = (task, str(attempt.id), name, fence)
         attempt.seq = trace.add(kind, attempt.worker.node.name, key.hex(), data, (attempt.seq,))
         if known is None:
             known = self.done[key] = Effect(
-                key, name, ctx.task_id, ctx.attempt_id, ctx.fence, self.world.kernel.now_us, attempt.seq, value
+                key, name, task, str(attempt.id), fence, self.world.kernel.now_us, attempt.seq, value
             )
         else:
             known.repeats += 1
@@ -86,7 +90,7 @@ def build_app(world: World) -> App:
         """Take some time, and meet the fate that faults have in store for handlers."""
         rng = luck(world, ctx)
         await asyncio.sleep(rng.expovariate(1.0) * mean_s)
-        world.fate(ctx, rng)
+        world.fate(ctx.region, rng)
         return rng
 
     @app.task

@@ -17,9 +17,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import unwrap
+from types import FunctionType
 from typing import Any, Final, NamedTuple, TextIO
 
-from crdtsync.context import Context
 from crdtsync.identifiers import RegionId, TaskId
 from crdtsync.settings import Settings
 from crdtsync.task_view import ENDED, TaskView
@@ -132,7 +133,7 @@ class World:
         self._expectations = Expectations(scenario.expectations)
         for region in scenario.regions:
             self.add_node(region.name)
-        self._guard = Guard(self._wall_s, self._sleep, partial(block_for, self._sleep))
+        self._guard = Guard(self._wall_s, self._sleep, partial(block_for, self._sleep), _namespaces(scenario))
 
     # Building ------------------------------------------------------------------------------------
 
@@ -362,12 +363,12 @@ class World:
                 return active.fault
         return None
 
-    def fate(self, ctx: Context, rng: random.Random) -> None:
-        """What workload faults do to a handler of a built-in model. Raises."""
+    def fate(self, region: str, rng: random.Random) -> None:
+        """What workload faults do to a handler. Raises."""
         if self.mischief:
-            if self.chance(ctx.region, "poison", rng) is not None:
+            if self.chance(region, "poison", rng) is not None:
                 raise Poisoned
-            if self.chance(ctx.region, "failing", rng) is not None:
+            if self.chance(region, "failing", rng) is not None:
                 raise RuntimeError("a fault made it fail")
 
     def revive(self, worker: Worker) -> None:
@@ -426,6 +427,12 @@ class World:
             double_runs=double_runs,
         )
         return replace(result, unmet=self._expectations.unmet(self, result))
+
+
+def _namespaces(scenario: Scenario) -> list[dict[str, Any]]:
+    """Where the user's handlers look their names up."""
+    handlers = [] if scenario.app is None else [unwrap(task.handler) for task in scenario.app.tasks.values()]
+    return [handler.__globals__ for handler in handlers if isinstance(handler, FunctionType)]
 
 
 def view_data(view: TaskView, settled: bool) -> tuple[Any, ...]:

@@ -12,6 +12,8 @@ import trio
 
 from crdtsync import App
 from crdtsync.errors import ConfigError
+from crdtsync.protocol.values import decode_value
+from regions.execution.registry import load_app
 from simulator import Arrivals, Load, World
 from simulator.determinism import Guard, RealWorldError, seeded_trio
 from simulator.rerun import first_difference, fresh_hash, rerun
@@ -79,6 +81,9 @@ def handled(handler):
         (random, "random"),
         (random, "randint"),
         (random, "choice"),
+        (time, "localtime"),
+        (time, "strftime"),
+        (random, "Random"),
     ],
 )
 def test_the_real_world_raises_within_the_guard(module, name):
@@ -87,8 +92,61 @@ def test_the_real_world_raises_within_the_guard(module, name):
 
     real = getattr(module, name)
     with Guard(lambda: 0.0, nowhere, lambda _: None), pytest.raises(RealWorldError, match="simulation"):
-        getattr(module, name)()
+        getattr(module, name)(*(["%H"] if name == "strftime" else []))
     assert getattr(module, name) is real
+
+
+#: One line each that a user's module may say, and an expression that reads the real world by it.
+ASKS = (
+    ("from time import time", "time()"),
+    ("from time import perf_counter as clock", "clock()"),
+    ("from datetime import datetime", "datetime.now().isoformat()"),
+    ("from datetime import datetime, UTC", "str(datetime.now(UTC))"),
+    ("from datetime import date as day", "day.today().isoformat()"),
+    ("import datetime as dt", "dt.datetime.utcnow().isoformat()"),
+    ("from random import randint", "randint(1, 6)"),
+    ("from random import SystemRandom", "SystemRandom().random()"),
+    ("import random", "random.Random().random()"),
+    ("from uuid import uuid4", "str(uuid4())"),
+    ("from os import urandom", "urandom(4).hex()"),
+    ("from secrets import token_hex", "token_hex()"),
+    ("import secrets", "secrets.SystemRandom().random()"),
+)
+
+
+@pytest.mark.parametrize("line, asks", ASKS)
+def test_a_module_that_imported_the_real_world_by_name_is_refused_too(line, asks, tmp_path):
+    file = tmp_path / "own_tasks.py"
+    file.write_text(
+        f"from crdtsync import App, Retry\n{line}\napp = App('own')\n"
+        f"@app.task(retry=Retry(attempts=1))\nasync def own(ctx):\n    return {asks}\n"
+    )
+    app = load_app(f"{file}:app")
+    world = World(scenario(loads=(Load("task:own", Arrivals(shape="once", burst=1)),), app=app, regions=("eu",)), 1)
+    world.run()
+    (view, _), *_ = world.views().values()
+    assert b"in a simulation" in view.attempts[0].value
+    assert eval(asks, dict(app["own"].handler.__globals__)), "and it works again after the run"
+
+
+def test_times_that_were_given_can_be_reckoned_with_in_a_handler(tmp_path):
+    file = tmp_path / "own_tasks.py"
+    file.write_text(
+        "import time\nfrom datetime import UTC, date, datetime, timedelta\nfrom time import sleep\n"
+        "from crdtsync import App\napp = App('own')\n@app.task\ndef own(ctx, at: str):\n"
+        "    sleep(1.5)\n    moment = datetime.fromisoformat(at) + timedelta(days=1)\n"
+        "    assert isinstance(moment, datetime) and isinstance(moment, date)\n"
+        "    assert datetime(2026, 1, 2, tzinfo=UTC) < moment\n"
+        "    return [moment.isoformat(), datetime.fromtimestamp(0, UTC).year, time.gmtime(0).tm_year]\n"
+    )
+    app = load_app(f"{file}:app")
+    load = Load("task:own", Arrivals(shape="once", burst=1), args=("2026-11-22T10:00:00+00:00",))
+    world = World(scenario(loads=(load,), app=app, regions=("eu",)), 1)
+    world.run()
+    (view, _), *_ = world.views().values()
+    assert decode_value(view.result) == ["2026-11-23T10:00:00+00:00", 1970, 1970]
+    begin, end = world.trace.of("task.begin", "task.end")
+    assert 1_500_000 <= end.at_us - begin.at_us < 1_600_000
 
 
 def test_a_handler_that_asks_for_the_time_fails_and_says_why():

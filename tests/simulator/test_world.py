@@ -6,7 +6,7 @@ import time
 import pytest
 import trio
 
-from crdtsync import App
+from crdtsync import App, Retry
 from crdtsync.errors import ConfigError
 from crdtsync.execution import LostAttempt
 from simulator import Arrivals, Fault, Links, Load, Plan, Region, Scenario, World
@@ -295,6 +295,59 @@ def test_a_compensation_of_an_own_app_gets_what_is_to_be_undone():
     world.run()
     assert undone == [{"post": "posted"}]
     assert check(world).compensations == 1
+
+
+@BOTH
+def test_effects_of_own_handlers_are_seen_and_counted(kernel):
+    """They used to be counted for built-in models alone: `effects` was 0 under a user's app."""
+    app = App("own")
+
+    @app.task
+    async def pay(ctx):
+        return await ctx.effect("pay", dict)
+
+    @app.task
+    def pay_in_a_thread(ctx):
+        return ctx.effect("pay", dict)
+
+    loads = tuple(Load(f"task:{name}", Arrivals(shape="once", burst=3)) for name in app.tasks)
+    wants = ("effects == 6", "effects named pay == 6", "effects of pay == 3", "repeats == 0")
+    world = World(scenario(loads=loads, app=app, heal_ms=3_000, expectations=wants), 1, kernel=kernel)
+    assert world.run().unmet == ()
+    assert {record["name"] for record in world.trace.of("effect.done")} == {"pay"}
+
+
+def test_an_effect_of_an_own_handler_that_a_crash_kept_from_its_record_is_repeated_under_its_key():
+    app, calls = App("own"), []
+
+    @app.task(retry=Retry(base=0.1))
+    async def pay(ctx):
+        return await ctx.effect("pay", calls.append, 1)
+
+    loads = (Load("task:pay", Arrivals("constant", per_s=10), regions=("eu",)),)
+    slow = Fault("disk_slow", 500, 8_000, ("eu",), {"fsync_ms": 200})
+    kinds = ("kill", "worker_crash")  # both at once: what the worker did is in nobody's memory
+    crashes = [Fault(kind, at_ms, 100, ("eu",)) for at_ms in (2_050, 3_050, 4_050) for kind in kinds]
+    world = World(scenario(slow, *crashes, loads=loads, app=app, expectations=("repeats >= 1",)), 1)
+    world.run()
+    assert check(world).unmet == ()
+    assert len(calls) == len(world.trace.of("effect.done", "effect.repeated"))
+
+
+@pytest.mark.parametrize("kind", ["failing", "poison"])
+def test_own_handlers_meet_what_faults_have_in_store_for_handlers(kind):
+    app, done = App("own"), []
+
+    @app.task(retry=Retry(attempts=5, base=0.1))
+    async def work(ctx):
+        await ctx.effect("work", done.append, ctx.task_id)
+
+    loads = (Load("task:work", Arrivals("constant", per_s=10), regions=("eu",)),)
+    world = World(scenario(Fault(kind, 500, 2_500, ("eu",), {"rate": 0.3}), loads=loads, app=app, heal_ms=4_000), 1)
+    world.run()
+    (fault,) = world.faults
+    assert fault.hits["eu"] >= 2
+    assert check(world).tasks["succeeded"] == len(done), "what was recorded before the end failed is not done again"
 
 
 # Latencies -------------------------------------------------------------------------------------------
