@@ -37,7 +37,7 @@ class Shrunk:
     Attributes:
         invariant: What is broken, in the smallest scenario as in the first.
         steps: What was left out or made smaller, in prose.
-        over: Whether there was nothing left to try; else time or runs ran out.
+        over: Whether there was nothing left to try; else time or runs ran out, or somebody lost patience.
     """
 
     scenario: Scenario
@@ -48,6 +48,7 @@ class Shrunk:
     real_s: float = 0.0
     steps: list[str] = field(default_factory=list)
     over: bool = False
+    interrupted: bool = False
 
 
 class NothingFailsError(ValueError):
@@ -67,6 +68,7 @@ def shrink(
     kernel: str = "heap",
     time_s: float = TIME_S,
     progress: Callable[[str], None] | None = None,
+    on_run: Callable[[Shrunk], None] | None = None,
 ) -> Shrunk:
     """Find the smallest scenario that breaks the invariant that this one breaks first.
 
@@ -78,6 +80,9 @@ def shrink(
         kernel: "heap", or "trio" for an app that needs it.
         time_s: When to stop with what was found so far.
         progress: Told of each step.
+        on_run: Told before each run how far it is.
+
+    Ctrl-C ends it with what was found so far.
 
     Raises:
         NothingFailsError: If the scenario passes.
@@ -99,6 +104,9 @@ def shrink(
         if found.runs >= RUNS_MAX or time.monotonic() - began > time_s:
             raise _OutOfTimeError
         found.runs += 1
+        found.real_s = time.monotonic() - began
+        if on_run is not None:
+            on_run(found)
         try:
             result = _World(invariant, candidate, seed, kernel, judges(), mutants()).run()
         except Exception:  # noqa: BLE001 - a candidate that cannot be played is none
@@ -137,6 +145,8 @@ def shrink(
         found.over = True
     except _OutOfTimeError:
         pass
+    except KeyboardInterrupt:
+        found.interrupted = True
     found.scenario = replace(found.scenario, drawn={}, name=f"{scenario.name}, shrunk")
     found.real_s = time.monotonic() - began
     return found

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
 import click
 
 from regions.cli.options import output_option
-from regions.cli.output import on_terminal, print_message, print_record
+from regions.cli.output import print_message, print_record
+from simulator.cli.bar import bar
 
 
 @click.command()
@@ -54,7 +55,8 @@ def run(
     played = source.scenario(seed)
     with contextlib.ExitStack() as stack:
         out = None if trace_file is None else stack.enter_context(trace_file.open("w", encoding="utf-8"))
-        progress = stack.enter_context(progress_bar(played.name, played.duration_ms / 1_000))
+        show = stack.enter_context(bar(played.duration_ms / 1_000, played.name))
+        progress = None if show is None else partial(show, text=played.name)
 
         def world(*, keep: bool, out: TextIO | None = None) -> World:
             checkers = (*(() if quick else all_checkers()), *((report.Watch(),) if keep else ()))
@@ -72,22 +74,3 @@ def run(
     if not result.ok:
         print_message(report.text(first, result, command=source.command(seed)))
     return 0 if result.ok else 1
-
-
-@contextlib.contextmanager
-def progress_bar(text: str, total_s: float) -> Iterator[Callable[[float], None] | None]:
-    """A bar on a terminal's stderr, moved from within the simulation; nothing where nobody looks."""
-    if not on_terminal():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    # No thread of its own: real time is out of bounds while the simulation runs.
-    with Progress(console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
-        task = bar.add_task(text, total=total_s)
-
-        def show(virtual_s: float) -> None:
-            bar.update(task, completed=virtual_s, refresh=True)
-
-        yield show

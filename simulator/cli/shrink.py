@@ -8,6 +8,7 @@ import click
 
 from regions.cli.options import output_option
 from regions.cli.output import print_json, print_message
+from simulator.cli.bar import bar
 
 
 @click.command()
@@ -23,20 +24,34 @@ from regions.cli.output import print_json, print_message
 def shrink(*, seed: int, scenario: str, out: Path, kernel: str, app_spec: str, time_s: float, output: str) -> int:
     """Make the smallest scenario that still breaks the invariant which this seed breaks, and write it as TOML.
 
-    Exit 1 if the seed passes.
+    Exit 1 if the seed passes. Ctrl-C writes the smallest that was found by then, and ends with 130.
     """
     from regions.execution.registry import load_app
     from simulator.checkers import all_checkers
     from simulator.scenario_text import to_toml
-    from simulator.shrink import NothingFailsError
+    from simulator.shrink import NothingFailsError, Shrunk
     from simulator.shrink import shrink as make_smaller
     from simulator.source import Source
 
     source = Source(scenario, app_spec, load_app, kernel=kernel)
     try:
-        found = make_smaller(
-            source.scenario(seed), seed, judges=all_checkers, kernel=kernel, time_s=time_s, progress=print_message
-        )
+        with bar(time_s, "the first run") as show:
+
+            def on_run(found: Shrunk) -> None:
+                if show is not None:
+                    left = found.scenario
+                    parts = f"{len(left.plan.faults)} faults, {len(left.loads)} loads, {len(left.regions)} regions"
+                    show(found.real_s, text=f"run {found.runs}: {parts} are left")
+
+            found = make_smaller(
+                source.scenario(seed),
+                seed,
+                judges=all_checkers,
+                kernel=kernel,
+                time_s=time_s,
+                progress=print_message,
+                on_run=on_run,
+            )
     except NothingFailsError as error:
         print_message(str(error))
         return 1
@@ -61,11 +76,12 @@ Play it:     {Source(str(out), kernel=kernel).command(seed)}"""
                 "over": found.over,
             }
         )
-        return 0
+        return 130 if found.interrupted else 0
     click.echo(f"{found.invariant}: {found.text}")
+    why = "interrupted" if found.interrupted else "time is up"
     click.echo(
         f"{len(small.plan.faults)} faults, {len(small.loads)} loads, {len(small.regions)} regions are left after "
-        f"{found.runs} runs in {found.real_s:.1f} s{'' if found.over else ' (time is up: it may get smaller yet)'}"
+        f"{found.runs} runs in {found.real_s:.1f} s{'' if found.over else f' ({why}: it may get smaller yet)'}"
     )
     click.echo(Source(str(out), kernel=kernel).command(seed))
-    return 0
+    return 130 if found.interrupted else 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
 
 import click
 
 from regions.cli.options import output_option
-from regions.cli.output import on_terminal, print_json, print_message
+from regions.cli.output import print_json, print_message
+from simulator.cli.bar import bar
 from simulator.sweep import Outcome, Summary
 
 SHOWN_MAX = 20  # violations told to a person; `-o json` has all that were kept
@@ -49,7 +48,14 @@ def sweep(
     source = Source(scenario or SWARM, app_spec, load_app, kernel=kernel)
     chosen = seeds_of(seeds)
     source.scenario(chosen[0])  # a mistake in it is told once, and not by every worker
-    with _bar(len(chosen)) as on_outcome:
+    with bar(len(chosen), "seeds", counts=True) as show:
+
+        def on_outcome(_outcome: Outcome, summary: Summary) -> None:
+            if show is not None:
+                failed = f"{len(summary.failed)} failed" if summary.failed else "clean"
+                speed = summary.virtual_s / max(summary.real_s, 1e-9)
+                show(summary.seeds, text=f"seeds, {failed}, {speed:.0f}x real time")
+
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         summary = play_all(source, chosen, jobs=jobs or cores, time_s=time_s, on_outcome=on_outcome)
     if output == "json":
@@ -110,29 +116,3 @@ def _tell_vacuity(summary: Summary) -> None:
         click.echo(f"NEVER MET: {kind} and {invariant}")
     if len(summary.missing) > SHOWN_MAX:
         click.echo(f"and {len(summary.missing) - SHOWN_MAX} more that never met; -o json has them")
-
-
-@contextlib.contextmanager
-def _bar(total: int) -> Iterator[Callable[[Outcome, Summary], None] | None]:
-    if not on_terminal():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("seeds"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-
-        def show(_outcome: Outcome, summary: Summary) -> None:
-            failed = f"{len(summary.failed)} failed" if summary.failed else "clean"
-            speed = summary.virtual_s / max(summary.real_s, 1e-9)
-            bar.update(task, completed=summary.seeds, description=f"{failed}, {speed:.0f}x real time")
-
-        yield show
