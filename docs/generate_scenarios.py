@@ -1,14 +1,15 @@
-"""Write the tables of docs/reference/scenarios.md from what the simulator knows. `--check` only says whether they are current."""
+"""Write the tables of reference pages about the simulator from what it knows. `--check` only says whether they are current."""
 
 import sys
 from pathlib import Path
 
+from crdtsync.events import KINDS
 from simulator import scenario_toml
 from simulator.catalogue import CATALOGUE
 from simulator.expect import QUANTITIES
 from simulator.plan import text_of_ms
 
-PAGE = Path(__file__).parent / "reference" / "scenarios.md"
+REFERENCE = Path(__file__).parent / "reference"
 
 
 def faults() -> str:
@@ -41,17 +42,35 @@ def stories() -> str:
     return "\n".join(lines)
 
 
-def filled(page: str) -> str:
-    for name, table in (("faults", faults()), ("quantities", quantities()), ("stories", stories())):
-        begin, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+def events() -> str:
+    rows = [
+        f"| `{record.__name__}` | {' '.join(f'`{name}`' for name in record._fields)} |" for record in KINDS.values()
+    ]
+    return "\n".join(["| event | fields |", "|---|---|", *rows])
+
+
+#: Page -> its tables.
+PAGES = {
+    "scenarios.md": {"faults": faults, "quantities": quantities, "stories": stories},
+    "trace.md": {"events": events},
+}
+
+
+def filled(page: str, name: str) -> str:
+    """The text of the page of that name, with its tables as they should be."""
+    for mark, table in PAGES[name].items():
+        begin, end = f"<!-- {mark} -->\n", f"\n<!-- /{mark} -->"
         before, _, rest = page.partition(begin)
         _, _, after = rest.partition(end)
-        page = f"{before}{begin}{table}{end}{after}"
+        page = f"{before}{begin}{table()}{end}{after}"
     return page
 
 
 if __name__ == "__main__":
-    page = PAGE.read_text("utf-8")
-    if "--check" in sys.argv:
-        sys.exit(0 if page == filled(page) else f"{PAGE} is not current: run python docs/generate_scenarios.py")
-    PAGE.write_text(filled(page), "utf-8")
+    for name in PAGES:
+        path = REFERENCE / name
+        page = path.read_text("utf-8")
+        if "--check" not in sys.argv:
+            path.write_text(filled(page, name), "utf-8")
+        elif page != filled(page, name):
+            sys.exit(f"{path} is not current: run python docs/generate_scenarios.py")

@@ -17,6 +17,7 @@ from crdtsync.errors import CrdtSyncError, RemoteProtocolError, StorageError
 from crdtsync.identifiers import (
     DEFAULT_DOMAIN,
     AttemptId,
+    EventId,
     RegionId,
     TaskId,
     WriterId,
@@ -571,4 +572,13 @@ def commit_details(row: e.CommitRow) -> dict[str, Any]:
 
 
 def _named(event: Any) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in event._asdict().items()}
+    return {name: _plain(value) for name, value in event._asdict().items()}
+
+
+def _plain(value: Any) -> Any:
+    """Ids of events as they stand in other records, records by their fields' names, and the rest as it is."""
+    if isinstance(value, EventId):
+        return str(value)
+    if isinstance(value, tuple):
+        return _named(value) if hasattr(value, "_asdict") else [_plain(item) for item in value]
+    return value

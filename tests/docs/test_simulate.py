@@ -83,5 +83,17 @@ def test_the_tables_of_the_reference_are_current():
         import generate_scenarios as generate
     finally:
         sys.path.pop(0)
+    for name in generate.PAGES:
+        page = (generate.REFERENCE / name).read_text("utf-8")
+        assert page == generate.filled(page, name), "run python docs/generate_scenarios.py"
+
+
+def test_the_page_about_planted_bugs_fits_them():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import generate_mutants as generate
+    finally:
+        sys.path.pop(0)
     page = generate.PAGE.read_text("utf-8")
-    assert page == generate.filled(page), "run python docs/generate_scenarios.py"
+    assert generate.wrong(page) == [], "run python docs/generate_mutants.py"
+    assert generate.wrong(page.replace("DUR-1, seed", "DUR-9, seed", 1)), "and a wrong one would be seen"

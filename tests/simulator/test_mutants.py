@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+import os
+import pty
+import re
+import signal
+import sys
+import time
 
+import pytest
+from click.testing import CliRunner
+
+from regions.cli import cli
+from simulator import mutants
 from simulator.bugs import BUGS
 from simulator.checkers import INVARIANTS
 from simulator.hunting import GROUNDS
@@ -51,9 +62,89 @@ def test_nothing_of_a_bug_is_left_after_its_run():
     assert lifecycle.outcome_known is truth
 
 
+def no_bug(ground, seeds):
+    return Bug("none", "no bug", (*INVARIANTS, "CORE-1"), ground, plant=lambda patches: None, seeds=seeds)
+
+
 @pytest.mark.parametrize("ground", ["calm", "storm"])
 def test_a_hunting_ground_without_a_bug_breaks_nothing(ground):
     """Else any bug would count as found there."""
-    everything = Bug("none", "no bug", INVARIANTS, ground, plant=lambda patches: None, seeds=1)
-    found = hunt(everything)
+    found = hunt(no_bug(ground, 1))
     assert not found.found, (found.invariant, found.text)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("ground", GROUNDS)
+def test_no_hunting_ground_breaks_anything_in_any_seed_of_a_hunt(ground):
+    found = hunt(no_bug(ground, max(bug.seeds for bug in BUGS)))
+    assert not found.found, (found.invariant, found.text)
+
+
+def test_the_bug_in_one_replicas_resolve_is_found_by_digests_alone():
+    bug = BY_NAME["resolve_differs_in_one_region"]
+    assert bug.digest_only
+    assert bug.plant_one is not None
+    found = hunt(bug)
+    assert found.found
+    assert found.invariant in ("CONV-1", "CONV-2")
+
+
+def sim(*arguments):
+    return CliRunner().invoke(cli, ["sim", "mutants", *arguments], standalone_mode=False)
+
+
+def test_the_command_tells_who_was_found_and_by_what():
+    done = sim("acknowledge_before_fsync", "hash_input_not_canonical", "-o", "json")
+    assert done.return_value == 0
+    assert json.loads(done.stdout) == [
+        {"mutant": "acknowledge_before_fsync", "found": True, "seeds": 1, "invariant": "DUR-1"},
+        {"mutant": "hash_input_not_canonical", "found": True, "seeds": 1, "invariant": "CONV-1"},
+    ]
+
+
+def test_a_mutant_that_survives_fails_the_command(monkeypatch):
+    survives = Bug("harmless", "a bug that is none", ("DUR-1",), "calm", plant=lambda patches: None, seeds=1)
+    monkeypatch.setattr("simulator.bugs.BUGS", (survives,))
+    done = sim()
+    assert done.return_value == 1
+    assert "SURVIVED: harmless" in done.stderr
+    assert json.loads(sim("-o", "json").stdout) == [{"mutant": "harmless", "found": False, "seeds": 1, "invariant": ""}]
+
+
+def test_ctrl_c_ends_a_hunt_with_what_was_found(monkeypatch):
+    hunts = iter([mutants.Hunt("one", found=True, seeds=1, invariant="DUR-1")])
+
+    def impatient(_bug):
+        for found in hunts:
+            return found
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("simulator.mutants.hunt", impatient)
+    done = sim("-o", "json")
+    assert done.return_value == 130
+    assert [found["mutant"] for found in json.loads(done.stdout)] == ["one"]
+    assert f"interrupted after 1 of {len(BUGS)}" in done.stderr
+
+
+def test_on_a_terminal_a_bar_says_how_far_a_hunt_is_and_ctrl_c_ends_it():
+    pid, terminal = pty.fork()
+    if pid == 0:  # pragma: no cover - another process
+        os.execv(sys.executable, [sys.executable, "-m", "regions.cli", "sim", "mutants"])
+    seen, killed = b"", False
+    ends_s = time.monotonic() + 60
+    while time.monotonic() < ends_s:
+        try:
+            seen += os.read(terminal, 65_536)
+        except OSError:  # the other side is closed
+            break
+        if not killed and b"found by" in seen:
+            killed = True
+            os.kill(pid, signal.SIGINT)
+    _, status = os.waitpid(pid, 0)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 130
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode())
+    assert f"0/{len(BUGS)}" in text
+    assert BUGS[0].name in text
+    assert "interrupted after" in text

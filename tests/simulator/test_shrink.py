@@ -1,10 +1,13 @@
 """Shrinking: what is left is small, and still breaks the same invariant."""
 
+from itertools import count
+
 import pytest
 from click.testing import CliRunner
 
 from regions.cli import cli
 from simulator import Arrivals, Fault, Load, Plan, Region, Scenario
+from simulator import shrink as shrinking
 from simulator.scenario_text import to_toml
 from simulator.scenario_toml import parse, read
 from simulator.shrink import NothingFailsError, ddmin, shrink
@@ -88,3 +91,22 @@ def test_a_seed_is_shrunk_to_a_file_on_the_command_line(tmp_path):
     assert [fault.kind for fault in read(small).plan.faults] == ["kill"]
     assert "crdtsync sim run" in small.read_text().splitlines()[2]
     assert play(read(small), 5).unmet
+
+
+def test_ctrl_c_writes_the_smallest_that_was_found_by_then(tmp_path, monkeypatch):
+    (tmp_path / "fails.toml").write_text(to_toml(BUSY) + '\n[[expect]]\nwant = "crashes == 0"\n')
+    small = tmp_path / "small.toml"
+    run, runs = shrinking._World.run, count(1)
+
+    def impatient(world):
+        if next(runs) == 8:
+            raise KeyboardInterrupt
+        return run(world)
+
+    monkeypatch.setattr(shrinking._World, "run", impatient)
+    arguments = ["sim", "shrink", "--seed", "5", "--scenario", str(tmp_path / "fails.toml"), "--out", str(small)]
+    done = CliRunner().invoke(cli, arguments, standalone_mode=False)
+    assert done.return_value == 130
+    assert "interrupted" in done.stdout
+    assert play(read(small), 5).unmet
+    assert len(read(small).plan.faults) < len(BUSY.plan.faults)
