@@ -8,7 +8,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
 from simulator.report import svg
-from simulator.report.prose import causal_slice
+from simulator.report.causes import causal_slice
 from simulator.report.story import Story
 from simulator.scenario_text import to_toml
 
@@ -110,7 +110,7 @@ def _failures(world: World, result: Result) -> str:
     led = "\n".join(causal_slice(world, result))
     return (
         f'<section class="failures"><h2>What is wrong</h2><ul>{"".join(found)}</ul>'
-        f"<details open><summary>What led to it</summary><pre>{escape(led)}</pre></details></section>"
+        f'<details open><summary>What led to it</summary><pre class="slice">{escape(led)}</pre></details></section>'
     )
 
 
@@ -120,7 +120,7 @@ def _faults(story: Story) -> str:
             "fault": band.text,
             "from": svg.seconds(band.start_us),
             "to": svg.seconds(band.end_us) if band.end_us > band.start_us else "",
-            "changed something": f"{band.hits:,} times",
+            "changed something": svg.times(band.hits),
         }
         for band in story.bands
     ]

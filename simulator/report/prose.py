@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from simulator.report.causes import causal_slice, line_of
 from simulator.report.story import Story
-from simulator.trace import SCHEMA, Record
 
 if TYPE_CHECKING:
     from simulator.result import Result, Violation
     from simulator.world import World
 
 VIOLATIONS_SHOWN: Final = 5
-SLICE_LINES_MAX: Final = 100
-VALUE_CHARS_MAX: Final = 60
 LANE_COLUMNS: Final = 96
 
 
@@ -49,52 +46,12 @@ def text(world: World, result: Result, *, command: str = "") -> str:
 
 def _violation(world: World, violation: Violation) -> list[str]:
     records = world.trace.records
-    causes = [line_of(records[cause]) for cause in violation.causes[:8] if 0 <= cause < len(records)]
+    tasks = (violation.task,) if violation.task else ()
+    causes = [line_of(records[cause], tasks) for cause in violation.causes[:8] if 0 <= cause < len(records)]
     return [
         f"VIOLATION {violation.invariant} at {violation.at_s:.3f} s: {violation.text}",
         *(f"  because {cause}" for cause in causes),
     ]
-
-
-def causal_slice(world: World, result: Result) -> list[str]:
-    """The records that led to the first violation, backwards along their causes; the newest are kept if it is long."""
-    records = world.trace.records
-    violation = result.violations[0] if result.violations else None
-    at_us = world.kernel.now_us if violation is None else round(violation.at_s * 1_000_000)
-    roots = [cause for cause in violation.causes if 0 <= cause < len(records)] if violation is not None else []
-    if not roots and violation is not None and violation.task:
-        task = violation.task
-        about = [r.seq for r in records if r.at_us <= at_us and (r.id == task or task in r.data)]
-        roots = about[-10:]
-    if not roots:  # nothing named: what went wrong with the world, and the last things before it
-        telling = ("fault.start", "fault.end", "node.crash", "node.start", "node.failed", "disk.lost", "run.heal")
-        kinds = (*telling, "task.end", "client.answer", "notify")
-        return [line_of(r) for r in records if r.kind in kinds and r.at_us <= at_us][-SLICE_LINES_MAX // 2 :]
-    seen: set[int] = set()
-    waiting = sorted(roots)
-    while waiting and len(seen) < SLICE_LINES_MAX:
-        seq = waiting.pop()  # the newest first: what is nearest to the failure says most
-        if seq not in seen:
-            seen.add(seq)
-            waiting = sorted({*waiting, *(cause for cause in records[seq].causes if cause not in seen)})
-    faults = [r.seq for r in records if r.kind in ("fault.start", "fault.end") and r.at_us <= at_us]
-    chosen = sorted(seen.union(faults[-20:]))[-SLICE_LINES_MAX:]
-    return [line_of(records[seq]) for seq in chosen]
-
-
-def line_of(record: Record) -> str:
-    """One record on one line."""
-    said: Mapping[str, Any] = dict(zip(SCHEMA[record.kind], record.data, strict=True))
-    told = " ".join(f"{name}={_short(value)}" for name, value in said.items() if value not in ("", (), None))
-    causes = f" <- {','.join(map(str, record.causes[:4]))}" if record.causes else ""
-    return (
-        f"{record.at_s:>10.3f} s  #{record.seq:<6} {record.node or '-':<6} {record.kind:<14} {record.id} {told}{causes}"
-    )
-
-
-def _short(value: Any) -> str:
-    plain = value.hex() if isinstance(value, bytes) else str(value)
-    return plain if len(plain) <= VALUE_CHARS_MAX else plain[: VALUE_CHARS_MAX - 1] + "…"
 
 
 def lanes(story: Story) -> list[str]:

@@ -10,13 +10,14 @@ from typing import Final
 from simulator.report.story import Band, Bar, Story
 
 GUTTER: Final = 92  # left of the plots, for names
-RIGHT: Final = 24
+RIGHT: Final = 76  # and right of them, for the word at a milestone near the end
 WIDTH: Final = 1160
 PX_PER_S: Final = 8  # a long run gets a wider picture, and scrolls
 WIDTH_MAX: Final = 6_000
 ROWS_MAX: Final = 16  # of attempts beside each other in one lane
 ROW: Final = 9
 BAND_ROW: Final = 17
+CHAR: Final = 6.9  # width of a letter of a label, as wide as browsers draw them in bold
 GAP: Final = 34  # between lanes, for the messages
 MESSAGES_MAX: Final = 700
 CLOCK_COLOURS: Final = 8
@@ -124,8 +125,8 @@ def lanes(story: Story) -> str:
 
 def _label_end_us(story: Story, band: Band) -> int:
     """Until when a band and the text beside it take their row."""
-    text_us = round(6.4 * len(band.text) * story.end_us / (Canvas(story, 0).width - GUTTER - RIGHT))
-    inside = band.end_us - band.start_us > text_us
+    text_us = round(CHAR * len(band.text) * story.end_us / (Canvas(story, 0).width - GUTTER - RIGHT))
+    inside = band.end_us - band.start_us > text_us * 1.1
     return band.end_us if inside else band.end_us + text_us + story.end_us // 100
 
 
@@ -133,11 +134,11 @@ def _band(canvas: Canvas, band: Band, row: int, tops: Mapping[str, float], heigh
     x, end = canvas.x(band.start_us), canvas.x(band.end_us)
     css = f"family-{band.fault.spec.family}"
     y = 2 + row * BAND_ROW
-    title = f"{band.text}, from {seconds(band.start_us)}; it changed something {band.hits} times"
+    title = f"{band.text}, from {seconds(band.start_us)}; it changed something {times(band.hits)}"
     canvas.rect(x, y, max(end - x, 3), BAND_ROW - 3, f"band {css}", title, rx=3)
-    if end - x > 6.2 * len(band.text):
+    if end - x > CHAR * len(band.text) + 8:
         canvas.label(x + 6, y + 11, band.text, "band-text inside")
-    elif x < canvas.width - RIGHT - 6.2 * len(band.text) - (end - x):
+    elif x < canvas.width - CHAR * len(band.text) - (end - x):
         canvas.label(max(end, x + 3) + 5, y + 11, band.text, "band-text")
     else:
         canvas.label(x - 5, y + 11, band.text, "band-text", "end")
@@ -213,7 +214,7 @@ def divergence(story: Story) -> str:
     canvas.axis(top, bottom)
     for share in (0.0, 0.5, 1.0):
         canvas.line(GUTTER, y(share, 1), canvas.width - RIGHT, y(share, 1), "grid")
-        canvas.label(GUTTER - 8, y(share, 1) + 4, f"{most * share:g}", "tick", "end")
+        canvas.label(GUTTER - 8, y(share, 1) + 4, f"{most * share:.0f}", "tick", "end")
     for band in story.bands:
         x = canvas.x(band.start_us)
         canvas.rect(
@@ -232,7 +233,8 @@ def divergence(story: Story) -> str:
         x = canvas.x(story.converged_us)
         took = max(0, story.converged_us - story.healed_us)
         canvas.add("circle", css="converged-dot", cx=x, cy=bottom, r=5)
-        text = f"all equal at {seconds(story.converged_us)}, {seconds(took)} after the healing"
+        after = f"{seconds(took)} after the healing" if took else "when it was healed"
+        text = f"all equal at {seconds(story.converged_us)}, {after}"
         left = x < canvas.width - 320
         canvas.label(x + (9 if left else -9), bottom - 10, text, "converged-text", "start" if left else "end")
     return str(canvas)
@@ -288,6 +290,10 @@ def pack(spans: Sequence[tuple[int, int]]) -> list[int]:
 
 def seconds(at_us: float) -> str:
     return f"{at_us / 1_000_000:.3g} s" if at_us < 1_000_000 else f"{at_us / 1_000_000:.2f} s"
+
+
+def times(count: int) -> str:
+    return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count:,} times")
 
 
 def time_text(at_s: float) -> str:

@@ -94,6 +94,28 @@ def test_a_violation_is_told_with_its_causes():
     assert "task.assigned" in led, "the slice goes back along the causes"
 
 
+def test_a_violation_about_a_task_is_told_as_the_story_of_that_task():
+    world = World(SCENARIO, 3)
+    world.run()
+    effect = world.trace.of("effect.done")[3]
+    world.violation("IDEM-2", "it was done twice", task=effect["task"])
+    told = report.text(world, world.result())
+    led = told[told.index("What led to it") : told.index("Lanes")].splitlines()[1:]
+    id = effect["task"][:8]
+    for part in (
+        f"op=submit task={id}",
+        "Submitted owner=",
+        "Claimed",
+        "EffectRecorded",
+        "Ended attempt=",
+        "disk.write",
+    ):
+        assert any(part in line for line in led), part
+    assert not any("net." in line for line in led), "heartbeats are no part of it"
+    assert all(id in line for line in led if "task=" in line), "and neither are other tasks"
+    assert not any(len(word) > 60 for line in led for word in line.split()), "ids are shortened"
+
+
 def test_lanes_show_who_was_down_and_who_ran(world):
     eu, us, _ap, *_ = lanes(Story.of(world))
     assert "x" in us
