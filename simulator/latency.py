@@ -32,7 +32,8 @@ def rtt_of_places(one: tuple[float, float], other: tuple[float, float]) -> float
 
 def read_matrix(path: str | Path) -> dict[tuple[str, str], float]:
     """RTTs in milliseconds by (source, target), from a CSV file (or .gz) with the columns src, dst, and avg_ms or
-    avg_rtt_ms; a later row replaces an earlier one, so a file of weekly surveys ends with the newest.
+    avg_rtt_ms; a later row replaces an earlier one, so a file of weekly surveys ends with the newest. Names are taken as
+    regions have them: "Washington DC" is washington-dc.
 
     Raises:
         ConfigError: If it cannot be read.
@@ -45,10 +46,14 @@ def read_matrix(path: str | Path) -> dict[tuple[str, str], float]:
             for row in csv.DictReader(lines):
                 value = row.get("avg_ms") or row.get("avg_rtt_ms")
                 if value is not None:
-                    matrix[row["src"], row["dst"]] = float(value)
+                    matrix[_name(row["src"]), _name(row["dst"])] = float(value)
     except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
         raise ConfigError(f"latency matrix {file}: {error}; expected CSV with the columns src,dst,avg_ms") from error
     return matrix
+
+
+def _name(text: str) -> str:
+    return text.strip().lower().replace(" ", "-")
 
 
 class Latencies:

@@ -1,14 +1,24 @@
 """Scenarios as people write them: every key is read, every mistake is named with its place and the fix."""
 
+import csv
+import gzip
+import random
+import string
 from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
 
 import pytest
 
 from crdtsync import App
 from crdtsync.errors import ConfigError
 from simulator import Arrivals, Fault, Links, Load, Plan, Region, Scenario
+from simulator.arrivals import moments, read_trace
+from simulator.checkers import all_checkers
+from simulator.latency import Latencies
 from simulator.scenario_text import to_toml
 from simulator.scenario_toml import find, names, parse, read
+from simulator.source import play
 
 MINIMAL = 'regions = ["eu", "us"]\n'
 
@@ -203,3 +213,69 @@ def test_an_app_is_named_beside_the_scenario_and_loaded_by_whoever_can(tmp_path)
 def test_texts_survive_whatever_is_in_them():
     scenario = replace(parse(MINIMAL), name='a "quoted" ünïcode\\name', text="two\nlines")
     assert parse(to_toml(scenario, comment="a comment\nof two lines")) == scenario
+
+
+GIVEN = Path(__file__).parents[3] / "shared" / "data"
+needs_given = pytest.mark.skipif(not GIVEN.exists(), reason="../shared is absent")
+MATRICES = {
+    "aws_2020-06-05.csv": ("us-east-1", "eu-west-1", "ap-northeast-1"),
+    "aws_2021-02-13_5regions.csv": ("ap-southeast-1", "eu-west-1", "sa-east-1"),
+    "ibm_weekly.csv.gz": ("washington-dc", "frankfurt", "tokyo"),
+}
+RECORDED = (
+    "alibaba_openb_pods.csv.gz",
+    "azure_functions_2021_sample.csv.gz",
+    "azure_llm_code_2023.csv.gz",
+    "lcg_2005.csv.gz",
+    "nasa_ipsc_1993.csv.gz",
+)
+
+
+@needs_given
+@pytest.mark.parametrize("name, regions", MATRICES.items())
+def test_measured_round_trips_between_real_regions_are_those_of_the_links(name, regions):
+    file = GIVEN / "rtt" / name
+    scenario = parse(f'regions = {list(regions)}\n[links]\ncsv = "{file}"\n')
+    opened = gzip.open if file.suffix == ".gz" else open
+    with opened(file, "rt") as lines:
+        named = str.maketrans(string.ascii_uppercase + " ", string.ascii_lowercase + "-")
+        rows = {(row["src"].translate(named), row["dst"].translate(named)): row for row in csv.DictReader(lines)}
+    latencies = Latencies(scenario)
+    for source, target in permutations(regions, 2):
+        row = rows.get((source, target)) or rows[target, source]
+        measured_ms = float(row.get("avg_ms") or row["avg_rtt_ms"])
+        assert latencies.rtt_ms(source, target) == measured_ms
+        assert latencies.one_way_us(source, target) == round(measured_ms * 500)
+
+
+@needs_given
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_arrivals_come_when_they_came(name):
+    file = GIVEN / "traces" / name
+    text = f'regions = ["eu", "us"]\n[[load]]\narrivals = {{ shape = "trace", csv = "{file}", count = 50, start = "2s" }}\n'
+    (load,) = parse(text).loads
+    came = [at_us for at_us, _ in moments(load.arrivals, random.Random(1), 1 << 62)]
+    recorded = sorted(read_trace(str(file)))[:50]
+    assert came == [2_000_000 + round(at_s * 1_000_000) for at_s in recorded]
+    assert len(came) == 50
+
+
+@needs_given
+def test_a_run_over_measured_links_with_recorded_arrivals_is_right():
+    matrix, trace = GIVEN / "rtt" / "aws_2020-06-05.csv", GIVEN / "traces" / "azure_functions_2021_sample.csv.gz"
+    text = f"""
+    regions = {list(MATRICES[matrix.name])}
+    duration = "40s"
+    [links]
+    csv = "{matrix}"
+    [[load]]
+    arrivals = {{ shape = "trace", csv = "{trace}", count = 30, until = "10s" }}
+    [[fault]]
+    kind = "isolate"
+    at = "3s"
+    for = "5s"
+    targets = ["eu-west-1"]
+    """
+    result = play(parse(text), 1, checkers=all_checkers())
+    assert result.ok, result.violations
+    assert result.tasks["succeeded"] == result.tasks["submitted"] == 24, "those that came before the healing"
