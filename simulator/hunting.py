@@ -6,12 +6,10 @@ import random
 from collections.abc import Callable
 from typing import Any, Final
 
-from simulator.clock import EPOCH_US
 from simulator.plan import Fault, Plan
 from simulator.scenario import Arrivals, Load, Region, Scenario
 
 REGIONS: Final = ("ap", "eu", "us")
-DEADLINE_MS: Final = EPOCH_US // 1_000 + 14_000
 
 
 def _rng(seed: int, ground: str) -> random.Random:
@@ -130,7 +128,7 @@ def deadlines(seed: int) -> Scenario:
     """Few workers, many tasks, and a deadline for all of them."""
     rng = _rng(seed, "deadlines")
     regions = tuple(Region(region, credits=1) for region in REGIONS)
-    loads = (_load("long", 2.0, deadline_ms=DEADLINE_MS), _load("flaky", 1.0))
+    loads = (_load("long", 2.0, deadline_in_ms=8_000), _load("flaky", 1.0))
     return Scenario(
         "deadlines",
         regions,

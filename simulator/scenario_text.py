@@ -9,6 +9,7 @@ from typing import Any
 
 from simulator.plan import text_of_ms
 from simulator.scenario import Arrivals, Links, Load, Region, Scenario
+from simulator.scenario_toml import option_name
 
 
 def to_toml(scenario: Scenario, *, app: str = "", comment: str = "") -> str:
@@ -119,8 +120,7 @@ def _load_plain(load: Load) -> dict[str, Any]:
             plain[key] = _arrivals_plain(value)
         elif key == "options":
             plain[key] = {
-                name.removesuffix("_ms"): text_of_ms(option) if name.endswith("_ms") else option
-                for name, option in value.items()
+                option_name(name): text_of_ms(option) if "_ms" in name else option for name, option in value.items()
             }
         else:
             plain[key] = list(value) if isinstance(value, tuple) else value

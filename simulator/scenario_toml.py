@@ -30,8 +30,18 @@ FILE_BYTES_MAX: Final = 4 * 2**20  # ten thousand faults, and room
 #: "shop.py:app" -> the app; `regions.execution.registry.load_app` is one.
 FindApp = Callable[[str], App]
 
-#: Of `[load.options]`: what is not a duration is passed on as it is.
-_OPTIONS: Final = frozenset(TaskSpec.__struct_fields__) - {"name", "payload", "id", "after", "after_settled", "linked"}
+
+def option_name(field: str) -> str:
+    """What an option of a load is called in TOML, where a duration is written with its unit."""
+    return field.replace("_in_ms", "").replace("_ms", "")
+
+
+#: Name in TOML -> the option of a load.
+_OPTIONS: Final = {
+    option_name(field): field
+    for field in (*TaskSpec.__struct_fields__, "deadline_in_ms")
+    if field not in ("name", "payload", "id", "after", "after_settled", "linked", "not_before_ms", "deadline_ms")
+}
 
 
 def names() -> list[str]:
@@ -220,19 +230,14 @@ def _arrivals(table: Table, folder: Path) -> Arrivals:
 
 
 def _options(table: Table) -> dict[str, Any]:
-    """Of `TaskSpec`: a duration loses its `_ms` in TOML and is written with a unit."""
+    """Of `TaskSpec`: what is not a duration is passed on as it is."""
     found: dict[str, Any] = {}
     for key, value in table.rest().items():
-        name = f"{key}_ms" if f"{key}_ms" in _OPTIONS else key
-        if name not in _OPTIONS:
-            known = sorted(option.removesuffix("_ms") for option in _OPTIONS)
-            raise ConfigError(f"{table.where(key)}: no such option; there are {', '.join(known)}")
-        found[name] = ms_of(value, table.where(key)) if isinstance(value, str) and _is_time(name) else value
+        name = _OPTIONS.get(key)
+        if name is None:
+            raise ConfigError(f"{table.where(key)}: no such option; there are {', '.join(sorted(_OPTIONS))}")
+        found[name] = ms_of(value, table.where(key)) if "_ms" in name else value
     return found
-
-
-def _is_time(name: str) -> bool:
-    return name.endswith("_ms") or "_ms_" in name
 
 
 def _plan(top: Table) -> Plan:

@@ -20,7 +20,8 @@ from crdtsync.effects import Assignment
 from crdtsync.errors import CrdtSyncError, error_from_record
 from crdtsync.execution import AttemptRun
 from crdtsync.identifiers import AttemptId
-from simulator.kernel import US, Cancelled, Fiber, Gate
+from simulator.forbidden import RealWorldError
+from simulator.kernel import US, Cancelled, Fiber, ForeignAwaitError, Gate
 from simulator.puppets import in_puppet
 
 if TYPE_CHECKING:
@@ -348,6 +349,9 @@ class Worker:
         if isinstance(error, Cancelled):
             self._complete(attempt, run.lost(run.stop_reason or "stopped"))
         else:
+            why = None if error is None else unplayable(error, self.kernel.name)
+            if why is not None:
+                self.world.complaints[run.assignment.name, why] += 1
             self._complete(attempt, run.succeeded(value) if error is None else run.raised(without_traces(error)))
 
     def _complete(self, attempt: Attempt, complete: c.Complete) -> None:
@@ -402,6 +406,28 @@ class Worker:
 
 class Poisoned(BaseException):
     """Raised in a handler whose process dies of it."""
+
+
+def unplayable(error: BaseException, kernel: str) -> str | None:
+    """Why a handler cannot be played, if it is not its own fault that it failed: it asks for what a simulation lacks."""
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, (unplayable(part, kernel) for part in error.exceptions)), None)
+    if isinstance(error, RealWorldError):
+        return str(error)
+    raised_by = _raised_by(error)
+    if isinstance(error, ForeignAwaitError) or (raised_by == "trio" and kernel != "trio"):
+        return "it uses more of trio than its sleep: --kernel trio has all of it"
+    if isinstance(error, RuntimeError) and (raised_by == "asyncio" or str(error) == "no running event loop"):
+        return "it uses more of asyncio than its sleep, which a simulation does not have"
+    return None
+
+
+def _raised_by(error: BaseException) -> str:
+    """The package in whose code an error was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def without_traces(error: BaseException) -> BaseException:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +19,7 @@ from crdtsync.context import Context
 from crdtsync.errors import ConfigError
 from crdtsync.execution import LostAttempt
 from crdtsync.protocol.values import encode_arguments
+from simulator.clock import EPOCH_US
 from simulator.result import Operation
 from simulator.scenario import Load
 from simulator.workers import Attempt
@@ -206,7 +207,11 @@ class Submitter:
 
     def _spec(self, name: str, *args: Any, **options: Any) -> TaskSpec:
         payload = encode_arguments(name, args, options.pop("kwargs", {}))
-        return TaskSpec(name=name, payload=payload, **{"id": self._rng.randbytes(16), **self._options, **options})
+        given = {"id": self._rng.randbytes(16), **self._options, **options}
+        deadline_in_ms = self._load.options.get("deadline_in_ms")
+        if deadline_in_ms:
+            given["deadline_ms"] = (EPOCH_US + self._world.kernel.now_us) // 1_000 + deadline_in_ms
+        return TaskSpec(name=name, payload=payload, **given)
 
     def _send(self, region: str, *specs: TaskSpec) -> Operation:
         world, rng = self._world, self._rng
@@ -236,7 +241,10 @@ class Submitter:
         name = self._load.model.removeprefix("task:")
         args = [_filled(value, n) for value in self._load.args]
         kwargs = {key: _filled(value, n) for key, value in self._load.kwargs.items()}
-        self._send(region, self._spec(name, *args, kwargs=kwargs))
+        options = {key: _filled(value, n) for key, value in self._options.items()}
+        if options.get("key"):
+            options["id"] = None  # it follows from the key
+        self._send(region, self._spec(name, *args, kwargs=kwargs, **options))
 
     def _charge(self, region: str, n: int) -> None:
         self._send(region, self._spec("charge", f"order-{n}", 100 + n))
@@ -262,6 +270,10 @@ class Submitter:
 
 
 def _filled(value: Any, n: int) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _filled(item, n) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_filled(item, n) for item in value]
     return value.replace("{n}", str(n)) if isinstance(value, str) else value
 
 

@@ -83,6 +83,7 @@ class World:
         history: What clients did and saw, in order of their calls.
         sink: What handlers did to the world outside: `sink.done[key]`.
         faults: Those that have begun, each with its hits.
+        complaints: (task name, why) -> how many attempts failed since a simulation cannot play their handler.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class World:
         self.divergence: list[Sample] = []
         self.faults: list[ActiveFault] = []
         self.mischief: dict[tuple[str, str], list[ActiveFault]] = {}  # (region, kind) -> workload faults under way
+        self.complaints: Counter[tuple[str, str]] = Counter()
         self.sink = Sink(self)
         self.clients = Clients(self)
         self.network = Network(

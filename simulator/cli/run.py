@@ -68,6 +68,8 @@ def run(
             first = world(keep=True)  # the same run, remembered
             first.run()
     print_record(result.to_plain(), output)
+    for (name, why), count in first.complaints.items():
+        print_message(f"warning: {count} attempts of {name!r} could not be played: {why}")
     if report_file is not None:
         report_file.write_text(report.html(first, result, command=source.command(seed)), encoding="utf-8")
         print_message(f"report: {report_file}")

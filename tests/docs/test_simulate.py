@@ -5,12 +5,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from regions.cli import cli
+from simulator.expect import check
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "guides" / "simulate-your-own-tasks.md").read_text("utf-8")
@@ -86,6 +88,17 @@ def test_the_tables_of_the_reference_are_current():
     for name in generate.PAGES:
         page = (generate.REFERENCE / name).read_text("utf-8")
         assert page == generate.filled(page, name), "run python docs/generate_scenarios.py"
+
+
+def test_the_reference_has_a_section_for_every_part_of_a_scenario_and_its_wants_can_be_read():
+    """Once the marks of three tables stood side by side, and nothing said how to write an expectation."""
+    page = (ROOT / "docs/reference/scenarios.md").read_text("utf-8")
+    for table in ("regions.NAME", "links", "settings", "[load]", "[fault]", "[expect]"):
+        assert re.search(rf"^## `\[{re.escape(table)}\]", page, re.MULTILINE), table
+    wants = [line for line in page.splitlines() if line.startswith("want = ")]
+    assert len(wants) == 3
+    for line in wants:
+        check(tomllib.loads(line)["want"], ("eu", "us"))
 
 
 def test_the_page_about_planted_bugs_fits_them():

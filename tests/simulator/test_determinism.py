@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import os
 import random
@@ -9,10 +11,12 @@ import uuid
 
 import pytest
 import trio
+from click.testing import CliRunner
 
 from crdtsync import App
 from crdtsync.errors import ConfigError
 from crdtsync.protocol.values import decode_value
+from regions.cli import cli
 from regions.execution.registry import load_app
 from simulator import Arrivals, Load, World
 from simulator.determinism import Guard, RealWorldError, seeded_trio
@@ -157,6 +161,34 @@ def test_a_handler_that_asks_for_the_time_fails_and_says_why():
     (view, _), *_ = world.views().values()
     assert view.failed_at is not None
     assert b"time.time() in a simulation" in view.attempts[0].value
+
+
+@pytest.mark.parametrize("kernel, hint", [("heap", "--kernel trio has all of it"), ("trio", None)])
+def test_a_handler_that_needs_another_kernel_is_named_with_the_reason(kernel, hint, tmp_path):
+    """It failed like any other handler, and nothing said that it was for the kernel."""
+    (tmp_path / "nursery.py").write_text(
+        "import trio\nfrom crdtsync import App\napp = App('own')\n@app.task\nasync def own(ctx):\n"
+        "    async with trio.open_nursery() as nursery:\n        nursery.start_soon(trio.sleep, 1)\n"
+    )
+    (tmp_path / "own.toml").write_text(
+        'regions = ["eu"]\napp = "nursery.py:app"\nduration = "20s"\n[[load]]\ntask = "own"\narrivals = { count = 2 }\n'
+    )
+    arguments = ["sim", "run", str(tmp_path / "own.toml"), "--kernel", kernel, "--quick", "-o", "json"]
+    done = CliRunner().invoke(cli, arguments, standalone_mode=False)
+    assert done.exception is None
+    if hint is None:
+        assert json.loads(done.stdout)["tasks"]["succeeded"] == 2
+        assert "warning" not in done.stderr
+    else:
+        assert "attempts of 'own' could not be played" in done.stderr
+        assert hint in done.stderr
+
+
+def test_a_handler_that_needs_asyncio_is_named_with_the_reason():
+    async def own(ctx):
+        asyncio.get_running_loop()
+
+    assert "more of asyncio than its sleep" in str(handled(own).complaints)
 
 
 def test_a_handler_may_log():

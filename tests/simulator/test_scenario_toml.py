@@ -12,7 +12,7 @@ import pytest
 
 from crdtsync import App
 from crdtsync.errors import ConfigError
-from simulator import Arrivals, Fault, Links, Load, Plan, Region, Scenario
+from simulator import Arrivals, Fault, Links, Load, Plan, Region, Scenario, World
 from simulator.arrivals import moments, read_trace
 from simulator.checkers import all_checkers
 from simulator.latency import Latencies
@@ -279,3 +279,44 @@ def test_a_run_over_measured_links_with_recorded_arrivals_is_right():
     result = play(parse(text), 1, checkers=all_checkers())
     assert result.ok, result.violations
     assert result.tasks["succeeded"] == result.tasks["submitted"] == 24, "those that came before the healing"
+
+
+def test_durations_among_a_loads_options_are_written_as_such_and_read_back():
+    text = MINIMAL + '[[load]]\noptions = { deadline = "10s", delay = "1s", backoff_base = "2s", timeout = "3s" }'
+    scenario = parse(text)
+    assert scenario.loads[0].options == {
+        "deadline_in_ms": 10_000,
+        "delay_ms": 1_000,
+        "backoff_ms_base": 2_000,
+        "timeout_ms": 3_000,
+    }
+    assert parse(to_toml(scenario)).loads == scenario.loads
+
+
+def test_a_deadline_counts_from_each_submission():
+    """It was taken for a moment in 1970: everything expired at once."""
+    text = (
+        'regions = ["eu"]\nduration = "40s"\n[[load]]\nmodel = "%s"\narrivals = { shape = "constant", until = "10s" }\n'
+    )
+    in_time = play(parse(text % "noop" + 'options = { deadline = "5s" }'), 1)
+    assert in_time.tasks["succeeded"] == in_time.tasks["submitted"] == 9
+    late = play(parse(text % "noop" + 'options = { deadline = "2s", delay = "3s" }'), 1)
+    assert late.tasks["expired"] == late.tasks["submitted"] == 9
+
+
+def test_keys_and_labels_of_own_tasks_are_filled_in():
+    app = App("own")
+
+    @app.task
+    async def work(ctx):
+        return None
+
+    text = (
+        'regions = ["eu", "us"]\nduration = "40s"\n[[load]]\ntask = "work"\narrivals = { count = 6 }\n'
+        'options = { key = "order-{n}", labels = { lane = "l{n}" } }'
+    )
+    world = World(parse(text, app=app), 1)
+    assert world.run().tasks["succeeded"] == 6
+    submitted = [view.submitted for view, _ in world.views().values()]
+    assert {one.key for one in submitted} == {f"order-{n}" for n in range(1, 7)}
+    assert {one.labels for one in submitted} == {(("lane", f"l{n}"),) for n in range(1, 7)}
