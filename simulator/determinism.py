@@ -48,10 +48,11 @@ class Guard:
         namespaces: Iterable[dict[str, Any]] = (),
     ) -> None:
         self._replaced: list[Place] = []
-        self._fakes = Forbidden(wall_s, sleep, block, namespaces).places
+        self._forbidden = Forbidden(wall_s, sleep, block, namespaces)
 
     def __enter__(self) -> Self:
-        for owner, name, fake in self._fakes:
+        self._forbidden.look_around()
+        for owner, name, fake in self._forbidden.places:
             if isinstance(owner, dict):
                 self._replaced.append((owner, name, owner[name]))
                 owner[name] = fake

@@ -3,6 +3,8 @@
 `Forbidden` says what has to be replaced, where, and by what. A module's attribute is not enough: a user's module that
 says `from time import time` holds the function itself, and `datetime` reads the clock in C. So names are replaced in
 the modules that are neither Python's nor a library's too.
+
+Threads that were there before a run, such as those of a notebook's kernel, are no part of it: they get what they ask for.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import random
 import secrets
 import sys
 import sysconfig
+import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -24,6 +27,7 @@ from crdtsync.errors import CrdtSyncError
 #: Modules whose reading of the wall clock decides nothing: log lines of handlers carry virtual time.
 MAY_ASK_THE_TIME: Final = ("logging", "structlog")
 
+PUPPET: Final = "puppet"  # the name of threads in which handlers run that are not async
 TAKE: Final = "take the time from the task's arguments, or sleep"
 DRAW: Final = "draw from a seeded random.Random"
 
@@ -96,10 +100,18 @@ class Forbidden:
         namespaces: Iterable[dict[str, Any]] = (),
     ) -> None:
         self._wall_s = wall_s
+        self.foreign: frozenset[int] = frozenset()  # threads that are no part of the run
         self._fakes: dict[int, Any] = {}  # id of the real thing -> what stands in for it
         self._real: list[Any] = []  # holds on to them, or their ids might be given to others
         self.places: list[Place] = list(self._of_modules(sleep, block))
         self.places += self._of_users(namespaces)
+
+    def look_around(self) -> None:
+        """Call when a run begins or goes on: whatever other threads there are now are none of its own."""
+        me = threading.get_ident()
+        self.foreign = frozenset(
+            thread.ident for thread in threading.enumerate() if thread.ident not in (None, me) and thread.name != PUPPET
+        )
 
     def _of_modules(self, sleep: Callable[[float], Awaitable[None]], block: Callable[[float], None]) -> Iterator[Place]:
         for name in _CLOCKS:
@@ -109,8 +121,8 @@ class Forbidden:
         for module, names in _ENTROPY:
             for name in names:
                 yield from self._place(module, name, _refusing(f"{module.__name__}.{name}", DRAW))
-        yield random, "_urandom", _refusing("random.SystemRandom", DRAW)
-        yield random.Random, "seed", _seed
+        yield random, "_urandom", self._for_us(os.urandom, _refusing("random.SystemRandom", DRAW))
+        yield random.Random, "seed", self._for_us(_SEED, _seed)
         for real in (dt.datetime, dt.date):
             yield from self._place(dt, real.__name__, self._moments(real))
         yield from self._place(time, "sleep", block)
@@ -122,9 +134,18 @@ class Forbidden:
     def _place(self, module: Any, name: str, fake: Any) -> Iterator[Place]:
         real = getattr(module, name, None)
         if real is not None:
+            fake = fake if isinstance(fake, type) else self._for_us(real, fake)
             self._fakes[id(real)] = fake
             self._real.append(real)
             yield module, name, fake
+
+    def _for_us(self, real: Any, fake: Any) -> Callable[..., Any]:
+        """The real thing for threads that are no part of the run."""
+
+        def either(*args: Any, **kwargs: Any) -> Any:
+            return (real if threading.get_ident() in self.foreign else fake)(*args, **kwargs)
+
+        return either
 
     def _of_users(self, namespaces: Iterable[dict[str, Any]]) -> Iterator[Place]:
         """The same things under whatever name the user's modules gave them."""
@@ -143,7 +164,7 @@ class Forbidden:
         what = f"time.{name}"
 
         def clock(*_: Any) -> Any:
-            if name not in ("time", "time_ns", "monotonic") or not _may_ask():
+            if name not in ("time", "time_ns", "monotonic") or not _may_ask(3):
                 refuse(what, TAKE)
             now_s = self._wall_s()
             return int(now_s * 1_000_000_000) if name == "time_ns" else now_s
@@ -155,7 +176,9 @@ class Forbidden:
 
         def asked(what: str) -> Any:
             def now(_cls: type, *tz: Any, **named: Any) -> Any:
-                if not _may_ask():
+                if threading.get_ident() in self.foreign:
+                    return getattr(real, what)(*tz, **named)
+                if not _may_ask(2):
                     refuse(f"{real.__name__}.{what}", TAKE)
                 return real.fromtimestamp(self._wall_s(), *tz, **named)
 
@@ -178,9 +201,9 @@ class _LikeReal(type):
         return issubclass(subclass, cls.__mro__[1])
 
 
-def _may_ask() -> bool:
-    """Whether whoever called the caller of this decides nothing by the time."""
-    asker: Mapping[str, Any] = sys._getframe(2).f_globals  # noqa: SLF001
+def _may_ask(depth: int) -> bool:
+    """Whether whoever stands so many calls above this decides nothing by the time."""
+    asker: Mapping[str, Any] = sys._getframe(depth).f_globals  # noqa: SLF001
     return str(asker.get("__name__", "")).partition(".")[0] in MAY_ASK_THE_TIME
 
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
-from simulator.determinism import RealWorldError
+from simulator.forbidden import PUPPET, RealWorldError
 from simulator.kernel import US, Fiber, Kernel
 
 Block = Callable[[Awaitable[Any], float | None], Any]
@@ -44,7 +44,7 @@ class _Puppet:
         self._answer: tuple[Any, BaseException | None] = (None, None)
         self._go = threading.Semaphore(0)
         self._back = threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._run, name="puppet", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=PUPPET, daemon=True)
         self._started = False
 
     def resume(self, value: Any = None, error: BaseException | None = None) -> bool:

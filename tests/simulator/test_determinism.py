@@ -6,8 +6,10 @@ import logging
 import os
 import random
 import secrets
+import threading
 import time
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 import trio
@@ -197,6 +199,31 @@ def test_a_handler_may_log():
         return 1
 
     assert handled(own).result().tasks["succeeded"] == 1
+
+
+def test_threads_that_were_there_before_a_run_keep_the_real_world():
+    """Those of a notebook's kernel died of the guard, and their traceback stood among the cell's output."""
+    seen, over, errors = [], threading.Event(), []
+
+    def watch():
+        try:
+            while not over.is_set():
+                seen.append((time.time(), time.monotonic(), datetime.now(UTC), random.random(), uuid.uuid4()))
+                time.sleep(0.001)
+        except RealWorldError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        hash_ = World(stormy(), 3).run().trace_hash
+        during = len(seen)
+    finally:
+        over.set()
+        thread.join()
+    assert errors == []
+    assert during > 1
+    assert World(stormy(), 3).run().trace_hash == hash_
 
 
 def test_the_guard_gives_the_real_world_back_when_a_run_fails():
