@@ -121,14 +121,14 @@ def drop_before_all_have_it(patches: Patches) -> None:
     drop_old = rows.Rows.drop_old
 
     def greedy(self: Any) -> None:
-        here, settlement = self._here, self._settlement
+        here, visited = self._here, self._visited
         mine = here.log.durable_applied
-        self._settlement = SimpleNamespace(done=dict(mine.items()))
+        self._visited = dict(mine.items())
         self._here = _Instead(here, stability=SimpleNamespace(stable=lambda: mine))
         try:
             drop_old(self)
         finally:
-            self._here, self._settlement = here, settlement
+            self._here, self._visited = here, visited
 
     patches.replace(rows.Rows, "drop_old", greedy)
 
