@@ -90,6 +90,8 @@ class ConflictKind(StrEnum):
     SEVERAL_ENDS = "several_ends"
     #: Two regions ran the task at the same time.
     DOUBLE_RUN = "double_run"
+    #: An attempt succeeded under a fencing token that was no longer the newest.
+    FENCED_COMPLETION = "fenced_completion"
     #: Two incarnations of one node were alive. Raised from the log.
     TWO_INCARNATIONS = "two_incarnations"
     #: One writer wrote two commits under one number. Raised from the log.
@@ -168,6 +170,12 @@ RESOLUTIONS: Final[Mapping[ConflictKind, Resolution]] = {
         "takeover-runs-twice",
         "the outcome decides as usual",
         "Two regions had the task under way at the same time, as a takeover allows. {winner}",
+    ),
+    K.FENCED_COMPLETION: Resolution(
+        "newest-token",
+        "the attempt under the newest fencing token",
+        "An attempt succeeded after the task had been claimed under a newer lease: {losers}. It never decides, and is"
+        " undone unless the outcome rests on it. {winner}",
     ),
     K.TWO_INCARNATIONS: Resolution(
         "operator-decides",
@@ -251,7 +259,11 @@ def _on_submissions(task: TaskId, facts: Facts) -> Iterator[Conflict]:
 
 def _on_outcome(task: TaskId, facts: Facts, view: TaskView) -> Iterator[Conflict]:
     winner = view.attempt(view.winner) if view.winner is not None else None
-    succeeded = [a for a in view.attempts if a.state is AttemptState.OK]
+    fenced = [a for a in view.attempts if a.state is AttemptState.OK and a.fenced]
+    if fenced:
+        text = "No success counts yet." if winner is None else f"The outcome is that of {named(winner)}."
+        yield _conflict(task, K.FENCED_COMPLETION, text, map(named, fenced), attempts=[a.id for a in fenced])
+    succeeded = [a for a in view.attempts if a.state is AttemptState.OK and not a.fenced]
     if winner is not None and len(succeeded) > 1:
         losing = [a for a in succeeded if a is not winner]
         yield _conflict(task, K.DOUBLE_SUCCESS, named(winner), map(named, losing), attempts=[a.id for a in losing])

@@ -22,7 +22,7 @@ Plain: TypeAlias = bool | int | str | bytes | tuple["Plain", ...] | None
 class Options(NamedTuple):
     """What a task may do, resolved when it was accepted; travels with its submission."""
 
-    partition: str  # "wait" | "takeover" | "quorum"
+    partition: str  # "wait" | "takeover" | "quorum" | "quorum:task" (a lease of its own)
     attempts: int  # granted per death
     lost_max: int
     backoff_ms_base: int
@@ -34,6 +34,11 @@ class Options(NamedTuple):
     unserved_after_ms: int  # offered elsewhere when no worker here can run it for so long
     window_ms: int  # how long an idempotency key is remembered after the settled end
     non_retryable: tuple[str, ...]  # names of exception types that end the grant at once
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether an attempt needs a lease from a majority of the members."""
+        return self.partition.startswith("quorum")
 
 
 class Submitted(NamedTuple):

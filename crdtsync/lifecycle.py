@@ -55,6 +55,8 @@ class Action(StrEnum):
     EDIT = "edit"
 
 
+TOKEN_MAX: Final = (1 << 63) - 1  # above any that a lease can have
+
 _S, _A = TaskState, Action
 
 
@@ -139,11 +141,13 @@ def refusal(
     *,
     attempt: AttemptId | None = None,
     present: Collection[str] = (),
+    token: int = 0,
 ) -> str | None:
     """Why `region` may not do this now, or None if it may.
 
     `attempt` is the one that is meant, for acts on one. `present` names regions that are known to be
-    there: while one of them runs an attempt, a claim waits for it.
+    there: while one of them runs an attempt, a claim waits for it. `token` is that of the lease which
+    `region` holds, valid and caught up with its voters, on what the task needs one for.
     """
     if view.submitted is None:
         return "no submission of this task is known here"
@@ -153,6 +157,8 @@ def refusal(
         return _refusal_on_attempt(view, action, region, attempt)
     match action:
         case Action.CLAIM:
+            if view.submitted.options.exclusive:
+                return _refusal_of_exclusive_claim(view, region, token)
             return _refusal_of_claim(view, region, present)
         case Action.EXPIRE:
             if view.owner != region:
@@ -165,6 +171,8 @@ def refusal(
         case Action.OPEN_TERM:
             return _refusal_of_term(view, region)
         case Action.OFFER:
+            if view.submitted.options.exclusive:
+                return "whoever holds its lease runs it"
             if view.owner != region:
                 return f"it belongs to {view.owner}"
             if view.cancel is not None or view.asked is not None or view.expired is not None:
@@ -203,15 +211,34 @@ def _refusal_on_attempt(view: TaskView, action: Action, region: str, attempt: At
     return None
 
 
-def _refusal_of_claim(view: TaskView, region: str, present: Collection[str]) -> str | None:
-    if view.owner != region:
-        return f"it belongs to {view.owner}"
+def _refusal_of_exclusive_claim(view: TaskView, region: str, token: int) -> str | None:
+    """The lease's holder claims, whoever owns. An attempt under an older token does not hinder it: it is fenced."""
+    ending = _refusal_of_start(view)
+    if ending is not None:
+        return ending
+    newest = max((attempt.token for attempt in view.attempts), default=0)
+    if token == 0 or token < newest:
+        return "it needs a lease from a majority of the regions"
+    return _open_here(view, region)
+
+
+def _refusal_of_start(view: TaskView) -> str | None:
+    """Why nobody starts anything more."""
     if view.cancel is not None or view.asked is not None:
         return "its cancel was asked for"
     if view.expired is not None:
         return "it has expired"
     if view.exhausted:
         return f"its attempts are used up: {view.failures} of {view.granted} failed, {view.lost} were lost"
+    return None
+
+
+def _refusal_of_claim(view: TaskView, region: str, present: Collection[str]) -> str | None:
+    if view.owner != region:
+        return f"it belongs to {view.owner}"
+    ending = _refusal_of_start(view)
+    if ending is not None:
+        return ending
     if view.offer is not None or view.returning is not None:
         return _offered(view)
     for attempt in view.attempts:
@@ -252,8 +279,9 @@ def allowed(
     *,
     attempt: AttemptId | None = None,
     present: Collection[str] = (),
+    token: int = 0,
 ) -> bool:
-    return refusal(view, action, region, attempt=attempt, present=present) is None
+    return refusal(view, action, region, attempt=attempt, present=present, token=token) is None
 
 
 def check(view: TaskView, action: Action, region: str, *, attempt: AttemptId | None = None) -> None:
@@ -266,8 +294,13 @@ def check(view: TaskView, action: Action, region: str, *, attempt: AttemptId | N
 # Short forms of what a replica asks all the time ---------------------------------------------------
 
 
-def may_claim(view: TaskView, region: str, present: Collection[str] = ()) -> bool:
-    return allowed(view, Action.CLAIM, region, present=present)
+def may_claim(view: TaskView, region: str, present: Collection[str] = (), token: int = 0) -> bool:
+    return allowed(view, Action.CLAIM, region, present=present, token=token)
+
+
+def may_start_under_lease(view: TaskView, region: str) -> bool:
+    """Whether a valid lease is all that `region` lacks to claim the task."""
+    return may_claim(view, region, token=TOKEN_MAX)
 
 
 def may_expire(view: TaskView, region: str) -> bool:
@@ -317,4 +350,6 @@ def stop_reason(view: TaskView, region: str) -> str:
         return "cancelled"
     if view.expired is not None:
         return "expired"
+    if view.submitted is not None and view.submitted.options.exclusive:
+        return ""  # its lease decides, which is no fact
     return "" if view.owner == region else "lost ownership"

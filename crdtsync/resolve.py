@@ -19,6 +19,7 @@ from typing import Any, Final
 from crdtsync.conflicts import find_conflicts
 from crdtsync.events import (
     CancelRequested,
+    Claimed,
     Ended,
     Expired,
     LabelEdited,
@@ -43,7 +44,7 @@ from crdtsync.task_view import (
     is_same_work,
     view_hash,
 )
-from crdtsync.undoing import keeps_keys
+from crdtsync.undoing import keeps_keys, shared_root
 
 __all__ = ["TaskView", "resolve", "view_hash"]
 
@@ -137,8 +138,22 @@ def state_of(*, cancel: CancelView | None, succeeded: bool, is_open: bool, expir
 
 
 def is_candidate(attempt: AttemptView) -> bool:
-    """Whether an attempt qualifies as winner: it succeeded, not late, at what THE submission asks for."""
-    return attempt.state is _OK and not attempt.late and attempt.counts
+    """Whether an attempt qualifies as winner: it succeeded, not late, not fenced, at what THE submission asks for."""
+    return attempt.state is _OK and not attempt.late and attempt.counts and not attempt.fenced
+
+
+def newest_token(facts: Facts) -> int:
+    """The newest fencing token under which the task was claimed, 0 if none was."""
+    return max((claim.token for _, claim, *_ in facts.attempts if claim is not None), default=0)
+
+
+def is_fenced(claim: Claimed, newest: int) -> bool:
+    """Whether a claim under a newer token shut this one out.
+
+    Whoever wrote the newer claim had not seen a success of this one, or it would not have claimed; so
+    asking for the tokens is enough. Tokens only grow: what is fenced stays so.
+    """
+    return 0 < claim.token < newest
 
 
 def winner_of(attempts: Iterable[AttemptView]) -> AttemptId | None:
@@ -258,6 +273,7 @@ def _attempts(facts: Facts) -> tuple[AttemptView, ...]:
     counting = None  # the submissions whose attempts count; None while there is but one
     if len(submissions) > 1:
         counting = {event_id for event_id, submitted in submissions if is_same_work(submissions[0][1], submitted)}
+    newest = newest_token(facts)
     views: list[AttemptView] = []
     for attempt in facts.attempts:
         event_id, claim, effects, _, ends = attempt
@@ -269,11 +285,16 @@ def _attempts(facts: Facts) -> tuple[AttemptView, ...]:
             how = (_OUTCOMES.get(end.outcome, _LOST), end.late, end.retryable, end.reason, end.value, end_id)
         continues = claim.continues
         root = event_id
-        if continues is not None and keeps_keys(facts, attempt):
+        if claim.token:
+            root = shared_root(claim.inputs)
+        elif continues is not None and keeps_keys(facts, attempt):
             root = next((view.root for view in views if view.id == continues), event_id)
         counts = claim.submission == submissions[0][0] if counting is None else claim.submission in counting
         known = (len(views) + 1, event_id, _region(event_id.writer), claim.term, *how, effects, continues, root)
-        views.append(_new(AttemptView, (*known, claim.relies, claim.inputs, claim.submission, counts)))
+        fenced = is_fenced(claim, newest)
+        views.append(
+            _new(AttemptView, (*known, claim.relies, claim.inputs, claim.submission, counts, claim.token, fenced))
+        )
     return tuple(views)
 
 

@@ -65,6 +65,8 @@ class AttemptView(NamedTuple):
     inputs: tuple[tuple[TaskId, AttemptId], ...]
     submission: EventId
     counts: bool  # runs what THE submission asks for: only such an attempt can win, or use up what is granted
+    token: int  # the fencing token of the lease under which it was claimed, 0 without one
+    fenced: bool  # the task was claimed under a newer token: this attempt never decides
 
 
 class CancelView(NamedTuple):

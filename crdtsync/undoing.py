@@ -11,12 +11,13 @@ unit is the attempt, and the decision is one that later merges cannot reverse.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from crdtsync.events import Checkpointed
 from crdtsync.history import AttemptFacts, Facts
-from crdtsync.identifiers import AttemptId, EventId, RegionId, TaskId, compensation_id, derived_id, region_of
+from crdtsync.identifiers import AttemptId, EventId, RegionId, TaskId, WriterId, compensation_id, derived_id, region_of
 from crdtsync.task_view import ENDED, AttemptState, AttemptView, TaskState, TaskView
 
 Stable = Callable[[EventId], bool]  # whether every member has the commit of this event
@@ -58,11 +59,13 @@ def is_settled(facts: Facts, view: TaskView, stable: Stable) -> bool:
 
     A winning cancel is settled at once. A success is when its end is stable: whatever could beat it
     was written by somebody who had not seen it, and all such commits are here. The other outcomes
-    wait for all facts of the task, and for its open attempts.
+    wait for all facts of the task, and for its open attempts. So does every outcome under a lease: its
+    attempts share effect keys, and which of them recorded one first must be known before it is undone.
     """
-    if view.is_cancelled_for_good:
+    shares_keys = view.submitted is not None and view.submitted.options.exclusive
+    if view.is_cancelled_for_good and not shares_keys:
         return True
-    if view.winner is not None:
+    if view.winner is not None and not shares_keys:
         winner = view.attempt(view.winner)
         return winner is not None and winner.end is not None and stable(winner.end)
     if view.state not in ENDED or view.open_attempts:
@@ -145,6 +148,22 @@ def effect_key(task: TaskId, root: AttemptId, name: str) -> bytes:
     return derived_id(b"effect", task, str(EventId(*root)).encode(), name.encode())
 
 
+def shared_root(inputs: tuple[tuple[TaskId, AttemptId], ...]) -> AttemptId:
+    """The root of the effect keys of every attempt under a lease that has the same inputs.
+
+    Attempts of a `quorum` task follow one another, whichever region makes them, and a new holder may
+    not even have heard of the claim before it (a crash, a cut). What goes to the sink is to be known
+    there all the same, so the keys derive from the task alone (decision 0009). No event has this id.
+    """
+    digest = hashlib.blake2b(digest_size=6)
+    for task, attempt in inputs:
+        digest.update(task + str(EventId(*attempt)).encode())
+    return EventId(0, _NOBODY, 0, int.from_bytes(digest.digest(), "big") if inputs else 0)
+
+
+_NOBODY: Final = WriterId("every/holder#0-0000000000000000")
+
+
 def keeps_keys(facts: Facts, attempt: AttemptFacts) -> bool:
     """Whether an attempt meets sinks under the keys of the one that it continues.
 
@@ -181,6 +200,8 @@ def effect_root(facts: Facts, attempt: AttemptId) -> AttemptId:
     """The attempt from which the effect keys of `attempt` derive."""
     root = attempt
     for known in chain(facts, attempt, same_keys=True):
+        if known.claim is not None and known.claim.token:
+            return shared_root(known.claim.inputs)
         root = known.id
     return root
 
@@ -222,8 +243,20 @@ def inherited_names(facts: Facts, attempt: AttemptId) -> frozenset[str]:
 
 def newest_checkpoint(facts: Facts, attempt: AttemptId) -> Checkpointed | None:
     """The checkpoint from which `attempt` resumes: the newest of it and of those that it continues."""
-    found = [known.checkpoint for known in chain(facts, attempt) if known.checkpoint is not None]
+    found = []
+    fenced_by: AttemptFacts | None = None
+    for known in chain(facts, attempt):
+        if known.checkpoint is not None and not _is_behind_fence(known, fenced_by):
+            found.append(known.checkpoint)
+        fenced_by = known
     return max(found, key=lambda pair: (pair[1].index, pair[0]))[1] if found else None
+
+
+def _is_behind_fence(known: AttemptFacts, by: AttemptFacts | None) -> bool:
+    """Whether the newest checkpoint of `known` was saved when `by` had been claimed under a newer token."""
+    if by is None or by.claim is None or known.claim is None or known.checkpoint is None:
+        return False
+    return known.claim.token < by.claim.token and known.checkpoint[0] > by.id
 
 
 # What is undone ------------------------------------------------------------------------------------
@@ -262,8 +295,8 @@ def is_void(attempt: AttemptView, view: TaskView) -> bool:
 
     The winner only moves to smaller claims, and relies on smaller claims than its own.
     """
-    if view.submitted is None or view.submitted.options.partition == "quorum":
-        return False
+    if view.submitted is None or view.submitted.options.exclusive:
+        return False  # a newer token may yet fence the winner
     return view.is_cancelled_for_good or (view.winner is not None and view.winner < attempt.id)
 
 

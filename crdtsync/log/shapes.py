@@ -55,7 +55,7 @@ PRIORITY_MAX: Final = 9
 NAMES_CACHED: Final = 8_192  # writers and regions; each incarnation is a writer
 OPTIONS_CACHED: Final = 4_096  # distinct options of tasks: some per declared task and version
 
-PARTITIONS: Final = frozenset(("wait", "takeover", "quorum"))
+PARTITIONS: Final = frozenset(("wait", "takeover", "quorum", "quorum:task"))
 CANCELS: Final = frozenset(("wins", "loses"))
 OUTCOMES: Final = frozenset(("ok", "failed", "lost"))
 OFFER_REASONS: Final = frozenset(("drain", "unserved"))

@@ -7,7 +7,8 @@ checks what rules.md promises:
 - a settled outcome never changes, nor does a decided one;
 - nothing is undone that the winner did or ever relies on, as a sink that knows effect keys sees it,
   and no compensation has two contents;
-- a winner only ever gives way to an earlier claim, while the submission stays;
+- a winner only ever gives way to an earlier claim, while the submission stays; under `quorum` only to a newer token;
+- under `quorum`, what a majority holds while the lease is valid is decided, where cancels lose;
 - the winner ran, and inherited from, what THE submission asks for;
 - at rest, what no outcome rests on is undone, once, and nothing else (a dead task keeps its ledger).
 
@@ -65,6 +66,7 @@ class World:
     payloads: tuple[bytes, ...] = ()  # one submission per region, each unknown to the others at first
     cancels: tuple[str, ...] = ()  # the cancel policy of each of those
     own_inputs: bool = False  # each region uses another attempt of the parent
+    grants: int = 0  # leases granted; each takes the heads of the voters, and is the only valid one
 
 
 Ledger = tuple[tuple[str, bytes], ...]  # inherited effects: name -> result
@@ -78,6 +80,7 @@ class State(NamedTuple):
     final: frozenset[tuple[Any, ...]]  # outcomes that some region called settled or decided
     events: int
     syncs: int
+    lease: tuple[int, int] = (-1, 0)  # who holds it, by which token
 
 
 class BrokenPromiseError(AssertionError):
@@ -185,14 +188,23 @@ class Explorer:
                 for event in self.acts(state, region):
                     yield f"{NAMES[region]}: {_told(event)}", self.write(state, region, event)
 
+        if state.lease[1] < world.grants:
+            for region in range(world.regions):
+                for voter in range(world.regions):
+                    if voter != region and world.regions <= 3:  # with itself a majority
+                        after = self.sync(state, voter, region)._replace(syncs=state.syncs)
+                        yield f"lease to {NAMES[region]}", after._replace(lease=(region, state.lease[1] + 1))
+
     def acts(self, state: State, region: int) -> Iterator[Any]:
         """What one region may write next, by its own view and the lifecycle."""
+        holder, token = state.lease
+        token = token if holder == region else 0
         facts, view = self.facts(self.seen(state, region))
         me, acts, world = NAMES[region], self.world.acts, self.world
         if view.submitted is None:
             return
-        if len(view.attempts) < world.claims and lifecycle.may_claim(view, me):
-            yield self.claim(facts, view, region)
+        if len(view.attempts) < world.claims and lifecycle.may_claim(view, me, token=token):
+            yield self.claim(facts, view, region)._replace(token=token)
         late = lifecycle.outcome_known(view)
         for attempt in view.attempts:
             if lifecycle.allowed(view, Action.SUCCEED, me, attempt=attempt.id):
@@ -272,7 +284,7 @@ class Explorer:
 
             settled = undoing.is_settled(facts, view, stable)
             decided = undoing.is_decided(facts, view, stable)
-            if settled or decided:
+            if settled or decided or self.is_held_by_majority(state, region, view):
                 final.add((str(view.state), view.winner, len(view.answered)))
             for due in undoing.undo(facts, view, settled=settled, decided=decided):
                 if due.region == NAMES[region]:
@@ -291,6 +303,17 @@ class Explorer:
             return state._replace(undone=frozenset(undone), final=frozenset(final))
         return state
 
+    def is_held_by_majority(self, state: State, region: int, view: resolve.TaskView) -> bool:
+        """Whether the lease's holder sees a success of its own, under this lease, that a majority has applied."""
+        winner = view.attempt(view.winner) if view.winner is not None else None
+        if winner is None or winner.end is None or state.lease != (region, winner.token):
+            return False
+        if self.world.cancel == "wins":
+            return False  # somebody outside the majority may have written one (decision 0009)
+        writer, number = INDEX[winner.end.writer], winner.end.number
+        holding = sum(applied[writer] >= number for applied in state.applied)
+        return writer == region and 2 * holding > self.world.regions
+
     def check_moves(self, before: State, after: State) -> None:
         """Whether the winner moved, in any region's view, otherwise than to an earlier claim."""
         for region in range(self.world.regions):
@@ -298,7 +321,10 @@ class Explorer:
                 _, old = self.facts(self.seen(before, region))
                 if old.winner is not None:
                     _, new = self.facts(self.seen(after, region))
-                    gone = new.winner is None and (new.is_cancelled_for_good or old.submission != new.submission)
+                    fenced = any(a.id == old.winner and a.fenced for a in new.attempts)
+                    gone = fenced or (
+                        new.winner is None and (new.is_cancelled_for_good or old.submission != new.submission)
+                    )
                     if not gone and (
                         new.winner is None or (new.winner > old.winner and old.submission == new.submission)
                     ):

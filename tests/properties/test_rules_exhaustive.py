@@ -36,6 +36,11 @@ SMALL = [
           events=4),
     World("wait", frozenset({"offer", "cancel", "expire"}), partition="wait", cancel="wins", events=6),
     World("wait, cancel loses", frozenset({"offer", "cancel"}), partition="wait", events=6),
+    World("quorum", partition="quorum", regions=3, events=5, syncs=1, grants=2),
+    World("quorum, cancel wins", frozenset({"cancel"}), partition="quorum", cancel="wins", regions=3, events=3, syncs=1,
+          grants=2, offsets=(0, 9, 0)),
+    World("quorum, cancel loses", frozenset({"cancel", "lose"}), partition="quorum", regions=3, events=3, syncs=1,
+          grants=2),
 ]  # fmt: skip
 RANDOM = [
     World("three regions", ACTS, regions=3, events=14, syncs=12, claims=5),
@@ -46,6 +51,10 @@ RANDOM = [
     World("wait in three regions", ACTS | {"offer"}, regions=3, partition="wait", events=14, syncs=16, claims=5),
     World("deaths in three regions", frozenset({"requeue", "no-effect"}), regions=3, attempts=1, events=14, syncs=6,
           claims=5),
+    World("quorum in three regions", ACTS, regions=3, partition="quorum", events=14, syncs=12, claims=5, grants=5,
+          offsets=(9, 0, 3)),
+    World("quorum, cancel wins", ACTS, regions=3, partition="quorum", cancel="wins", events=14, syncs=12, claims=5,
+          grants=5),
     World("many attempts", frozenset({"no-effect"}), regions=3, events=10, syncs=16, claims=6),
 ]  # fmt: skip
 
@@ -85,7 +94,7 @@ def test_the_histories_meet_every_state_and_conflict() -> None:
 @pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("world", SMALL, ids=named)
 def test_no_larger_history_breaks_a_promise(world: World) -> None:
-    assert explore(replace(world, events=world.events + 1, syncs=4)).states > 30_000
+    assert explore(replace(world, events=world.events + 1, syncs=world.syncs + (world.regions == 2))).states > 30_000
 
 
 @pytest.mark.parametrize("world", RANDOM, ids=named)
@@ -111,6 +120,7 @@ TAKEOVER, WINS, LOSES, EXPIRY, DEATHS = SMALL[0], SMALL[1], SMALL[3], SMALL[5], 
 WINS_SKEWED, LOSES_SKEWED, LATE_EFFECTS, OWN_INPUTS = SMALL[2], SMALL[4], SMALL[7], SMALL[8]
 THREE_REGIONS = World("three regions", regions=3, events=14, syncs=6, claims=4, offsets=(0, 20, 10))
 SAME_PAYLOAD, TWO_PAYLOADS, TWO_POLICIES, WAIT, WAIT_LOSES = SMALL[9:14]
+QUORUM = World("quorum", frozenset({"lose"}), partition="quorum", regions=3, events=12, syncs=10, claims=4, grants=4)
 
 
 def weakened(*worlds: World) -> Callable[[Weaken], Weaken]:
@@ -176,6 +186,32 @@ def a_losing_cancel_is_settled_at_once(patch: pytest.MonkeyPatch) -> None:
 @weakened(replace(LOSES, events=7, syncs=2))
 def a_losing_cancel_undoes_early(patch: pytest.MonkeyPatch) -> None:
     wrap(patch, undoing, "is_void", lambda original, a, view: view.cancel is not None or original(a, view))
+
+
+@weakened(QUORUM)
+def an_older_token_still_decides(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(resolve, "is_fenced", lambda *_: False)
+
+
+@weakened(replace(QUORUM, cancel="wins", acts=ACTS))
+def under_quorum_what_shares_keys_is_undone_before_all_records_are_known(patch: pytest.MonkeyPatch) -> None:
+    def is_settled(original: Any, facts: Any, view: Any, stable: Any) -> bool:
+        options = view.submitted.options._replace(partition="takeover")
+        return bool(original(facts, view._replace(submitted=view.submitted._replace(options=options)), stable))
+
+    wrap(patch, undoing, "is_settled", is_settled)
+
+
+@weakened(QUORUM)
+def a_lease_is_used_before_its_holder_has_what_its_voters_have(patch: pytest.MonkeyPatch) -> None:
+    def steps(original: Any, self: Explorer, state: task_model.State) -> Any:
+        for told, after in original(self, state):
+            if after.lease == state.lease:
+                yield told, after
+            else:
+                yield told, state._replace(lease=after.lease)
+
+    wrap(patch, Explorer, "steps", steps)  # type: ignore[arg-type]
 
 
 @weakened(WAIT)
