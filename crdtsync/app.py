@@ -21,6 +21,7 @@ from crdtsync.commands import TaskDeclaration
 from crdtsync.errors import ConfigError
 
 PARTITION_POLICIES: Final = ("wait", "takeover", "quorum")
+LEASE_SCOPES: Final = ("queue", "task")
 CANCEL_POLICIES: Final = ("wins", "loses")
 NAME_CHARS_MAX: Final = 200
 ATTEMPTS_MAX: Final = 1_000_000
@@ -126,6 +127,7 @@ class App:
         priority: int = 5,
         retry: Retry | None = None,
         partition: str = "takeover",
+        scope: str = "queue",
         cancel: str | None = None,
         compensate: str | Handler | None = None,
         timeout: Seconds | None = None,
@@ -143,6 +145,7 @@ class App:
         priority: int = 5,
         retry: Retry | None = None,
         partition: str = "takeover",
+        scope: str = "queue",
         cancel: str | None = None,
         compensate: str | Handler | None = None,
         timeout: Seconds | None = None,
@@ -159,6 +162,8 @@ class App:
             retry: What happens after a failure. `Retry()` unless given.
             partition: "takeover" lets another region run it when its owner is silent, "wait" never does,
                 "quorum" runs it only under a lease from a majority.
+            scope: With "quorum", what shares one lease: the "queue" costs a renewal now and then, each "task" one of
+                its own. Tasks that are submitted under a key always share the key's.
             cancel: Whether a cancel "wins" against a success, or "loses". Wins where there is a compensation.
             compensate: The task (or its name) that undoes an attempt's effects when the attempt loses.
             timeout: Seconds that one attempt may take; it is then lost. No limit unless given.
@@ -183,6 +188,7 @@ class App:
                 queue=_checked_queue(where, queue),
                 priority=priority,
                 partition=partition,
+                scope=scope if partition == "quorum" else "",
                 attempts=policy.attempts,
                 lost_max=policy.lost,
                 backoff_ms_base=milliseconds("base", policy.base),
@@ -206,6 +212,7 @@ class App:
             raise ConfigError(f"retry={retry!r}: expected Retry(...), as in retry=Retry(attempts=5)")
         _check_range("priority", priority, 0, 9)
         _check_choice("partition", partition, PARTITION_POLICIES)
+        _check_choice("scope", scope, LEASE_SCOPES)
         if cancel is not None:
             _check_choice("cancel", cancel, CANCEL_POLICIES)
         if handler is None:

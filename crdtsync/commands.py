@@ -41,6 +41,7 @@ class TaskSpec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     cancel: str | None = None
     timeout_ms: int | None = None
     linked: bytes | None = None
+    scope: str | None = None  # of a quorum task's lease: "queue" | "key" | "task"
 
 
 class TaskDeclaration(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -61,6 +62,7 @@ class TaskDeclaration(msgspec.Struct, frozen=True, omit_defaults=True, forbid_un
     unserved_after_ms: int = 60_000
     window_ms: int = 86_400_000
     non_retryable: tuple[str, ...] = ()
+    scope: str = ""  # "" or "queue", or "task"
 
 
 # From clients ------------------------------------------------------------------------------------
@@ -264,6 +266,15 @@ class SaveCheckpoint(Command, frozen=True):
     data: bytes
 
 
+class CheckFence(Command, frozen=True):
+    """Whether a lease still covers the attempt, asked before each step of a `quorum` task.
+
+    Reply: {} if so, else the error `lost_lease` or `unknown_attempt`: the step must not be done.
+    """
+
+    attempt: AttemptRef
+
+
 class Complete(Command, frozen=True):
     """The end of one attempt. Reply, once durable: {"state"}; repeating it is harmless."""
 
@@ -314,8 +325,16 @@ ClientCommand: TypeAlias = (
     | VerifyLog
 )
 WorkerCommand: TypeAlias = (
-    WorkerHello | Heartbeat | RecordEffect | SaveCheckpoint | Complete | WorkerDraining | EditDocument
+    WorkerHello | Heartbeat | CheckFence | RecordEffect | SaveCheckpoint | Complete | WorkerDraining | EditDocument
 )
 AnyCommand: TypeAlias = (
-    ClientCommand | WorkerHello | Heartbeat | RecordEffect | SaveCheckpoint | Complete | WorkerDraining | WorkerGone
+    ClientCommand
+    | WorkerHello
+    | Heartbeat
+    | CheckFence
+    | RecordEffect
+    | SaveCheckpoint
+    | Complete
+    | WorkerDraining
+    | WorkerGone
 )

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeAlias, TypeVar, overload
 
-from crdtsync.commands import EditDocument, RecordEffect, SaveCheckpoint
+from crdtsync.commands import CheckFence, EditDocument, RecordEffect, SaveCheckpoint
 from crdtsync.errors import CrdtSyncError
 from crdtsync.execution import FINAL_STOPS, AttemptRun, AttemptStoppedError
 from crdtsync.protocol.values import decode_value, encode_value
@@ -19,7 +19,7 @@ from crdtsync.protocol.values import decode_value, encode_value
 PROGRESS_CHARS_MAX = 200
 
 T = TypeVar("T")
-HandlerCommand: TypeAlias = RecordEffect | SaveCheckpoint | EditDocument
+HandlerCommand: TypeAlias = CheckFence | RecordEffect | SaveCheckpoint | EditDocument
 
 
 class Port(Protocol):
@@ -102,6 +102,12 @@ class _Base:
         self._run.begin_effect(name)
         return True
 
+    async def _still_covered(self) -> None:
+        """Under a lease, ask whether it is still valid. Raises AttemptStoppedError if it is not."""
+        command = self._run.check_fence()
+        if command is not None:
+            await self._ask(command)
+
     async def _record(self, name: str, value: Any) -> None:
         """Record what an effect gave; on return it is durable, and in the ledger."""
         run = self._run
@@ -118,7 +124,7 @@ class _Base:
             await self._port.ask(command)
         except CrdtSyncError as error:
             if self._run.stop_reason not in FINAL_STOPS and error.code in GONE:
-                self._run.stop("fenced" if error.code == "fenced" else "unknown attempt")
+                self._run.stop(GONE[error.code])
             if self._run.stop_reason in FINAL_STOPS:
                 raise AttemptStoppedError(
                     f"the node refuses this attempt: {error}", reason=self._run.stop_reason
@@ -127,7 +133,13 @@ class _Base:
 
 
 #: Answers that mean: this attempt is over, whatever it does.
-GONE = frozenset({"fenced", "unknown_attempt", "not_found", "conflict"})
+GONE = {
+    "lost_lease": "lost lease",
+    "fenced": "fenced",
+    "unknown_attempt": "unknown attempt",
+    "not_found": "unknown attempt",
+    "conflict": "unknown attempt",
+}
 
 
 class Stop:
@@ -234,6 +246,7 @@ class Context(_Base):
         """
         if self._begin(name):
             try:
+                await self._still_covered()
                 if is_async(function):
                     value = await function(*args, **kwargs)
                 else:
@@ -312,6 +325,7 @@ class SyncContext(_Base):
         """As `Context.effect`. The function runs in this thread, an async one on the worker's loop."""
         if self._begin(name):
             try:
+                self._block(self._still_covered(), None)
                 value = function(*args, **kwargs)
                 if inspect.isawaitable(value):
                     value = self._block(value, None)

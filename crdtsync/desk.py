@@ -152,6 +152,7 @@ class Desk:
         c.EditDocument: lambda self, command, ticket: self._documents.edit(command, ticket),
         c.WorkerHello: lambda self, command, ticket: self._worker_requests.hello(command, ticket),
         c.Heartbeat: lambda self, command, ticket: self._worker_requests.heartbeat(command, ticket),
+        c.CheckFence: lambda self, command, ticket: self._worker_requests.check_fence(command, ticket),
         c.RecordEffect: lambda self, command, ticket: self._worker_requests.record_effect(command, ticket),
         c.SaveCheckpoint: lambda self, command, ticket: self._worker_requests.save_checkpoint(command, ticket),
         c.Complete: lambda self, command, ticket: self._worker_requests.complete(command, ticket),

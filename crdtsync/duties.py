@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from crdtsync import lifecycle, undoing
+from crdtsync.coordination.exclusive import Exclusive
 from crdtsync.events import CancelRequested, Expired, Options, Submitted, TermOpened
 from crdtsync.identifiers import TaskId
 from crdtsync.protocol.codec import decode_value, encode_value
@@ -53,6 +54,7 @@ class Duties:
         ready: ReadyQueue,
         dependencies: Dependencies,
         dispatcher: Dispatcher,
+        exclusive: Exclusive,
         handover: Handover,
         watchers: Watchers,
         require: Callable[[Iterable[TaskId], Callable[[], None]], None],
@@ -64,6 +66,7 @@ class Duties:
         self._ready = ready
         self._dependencies = dependencies
         self._dispatcher = dispatcher
+        self._exclusive = exclusive
         self._handover = handover
         self._watchers = watchers
         self._require = require
@@ -103,6 +106,8 @@ class Duties:
             self._leave(task)
             if not task.duties:
                 self._ended(task)
+        elif view.submitted is not None and view.submitted.options.exclusive:
+            self._toward_lease(task, view)
         elif view.owner == self._here.me:
             self._handover.forget(task.id)
             self._own(task, view)
@@ -134,17 +139,13 @@ class Duties:
 
     def _leave_queue(self, task: Task) -> None:
         self._ready.remove(task.id)
+        self._exclusive.forget(task.id)
         self._here.timers.cancel(("ready", task.id))
 
     def _own(self, task: Task, view: TaskView) -> None:
         """Bring a task of ours that has not ended nearer to its next attempt."""
-        here, submitted, submission = self._here, view.submitted, view.submission
-        assert submitted is not None
-        assert submission is not None
-        if submitted.deadline_ms > here.time_ms:
-            here.timers.at_time(submitted.deadline_ms, ("deadline", task.id))
-        elif submitted.deadline_ms and lifecycle.may_expire(view, here.me):
-            self.expire(task)  # reviewed again at once, for what follows
+        here = self._here
+        if self._expires(task, view):
             return
         if lifecycle.must_answer_cancel(view, here.me):
             here.write(CancelRequested(task.id, lifecycle.outcome_known(view), "asked for elsewhere"))
@@ -163,26 +164,69 @@ class Duties:
             if not self._handover.offer(task, view, "drain"):
                 here.timers.at_mono(here.now.mono_ms + OFFER_RETRY_MS, ("ready", task.id))
             return
+        if self._is_due(task, view):
+            self._enqueue(task, view)
+
+    def _toward_lease(self, task: Task, view: TaskView) -> None:
+        """Bring a task that whoever holds its lease runs nearer to that, be it ours or not."""
+        here, submitted = self._here, view.submitted
+        assert submitted is not None
+        if view.owner == here.me and self._expires(task, view):
+            return
+        if self._handover.draining or not lifecycle.may_start_under_lease(view, here.me):
+            self._leave_queue(task)
+            return
+        if not self._is_due(task, view):
+            return
+        if self._exclusive.token(submitted, here.now.mono_ms):
+            self._enqueue(task, view)
+            self._exclusive.ready(submitted)
+        else:
+            self._leave_queue(task)
+            self._exclusive.wait(submitted, self._dispatcher.lane_of(view))
+
+    def _expires(self, task: Task, view: TaskView) -> bool:
+        """Keep an eye on the deadline of a task of ours. True if it has passed, and that was written."""
+        here, submitted = self._here, view.submitted
+        assert submitted is not None
+        if submitted.deadline_ms > here.time_ms:
+            here.timers.at_time(submitted.deadline_ms, ("deadline", task.id))
+        elif submitted.deadline_ms and lifecycle.may_expire(view, here.me):
+            self.expire(task)  # reviewed again at once, for what follows
+            return True
+        return False
+
+    def _is_due(self, task: Task, view: TaskView) -> bool:
+        """Whether an attempt may begin by now: parents, trust in the disk, delay and backoff. Else it leaves the queue."""
+        here, submitted, submission = self._here, view.submitted, view.submission
+        assert submitted is not None
+        assert submission is not None
         needs = self._dependencies.needs(task)
         if needs is not None and needs.doomed is not None:
             if view.offer is not None:
                 self._handover.withdraw(task, view)  # whoever owns it in the end says that it cannot run
-                return
-            here.write(CancelRequested(task.id, lifecycle.outcome_known(view), f"parent {needs.doomed.hex()} failed"))
-            return
+            elif view.owner == here.me:
+                reason = f"parent {needs.doomed.hex()} failed"
+                here.write(CancelRequested(task.id, lifecycle.outcome_known(view), reason))
+            return False
         if needs is not None and (needs.loading or needs.unmet):
             self._leave_queue(task)
-            return
+            return False
         if submission.stamp < self.first_own_stamp and not self._may_touch_old():
             self._leave_queue(task)
-            return
+            return False
         when = max(submitted.not_before_ms, next_attempt_at_ms(view))
         if when > here.time_ms:
-            self._ready.remove(task.id)
+            self._leave_queue(task)
             here.timers.at_time(when, ("ready", task.id))
-            return
+            return False
+        return True
+
+    def _enqueue(self, task: Task, view: TaskView) -> None:
+        assert view.submitted is not None
+        assert view.submission is not None
         lane = self._dispatcher.lane_of(view)
-        self._ready.add(task.id, lane, order_key(submission, view.priority, submitted.deadline_ms))
+        self._ready.add(task.id, lane, order_key(view.submission, view.priority, view.submitted.deadline_ms))
 
     def _take_back(self, task: Task, view: TaskView) -> None:
         """Own again, by a new term, what was offered under `wait` and withdrawn.

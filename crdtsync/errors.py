@@ -13,6 +13,7 @@
             UnknownTaskError
             UndeclaredTaskError
             UnknownAttemptError
+            LostLeaseError
             IllegalTransitionError
             DuplicateTaskError
             DependencyError
@@ -126,6 +127,13 @@ class UnknownAttemptError(TaskError):
 
     code = "unknown_attempt"
     exit_code = 4
+
+
+class LostLeaseError(TaskError):
+    """The lease under which an attempt began is over. Its next step must not be done."""
+
+    code = "lost_lease"
+    exit_code = 5
 
 
 class DuplicateTaskError(TaskError):

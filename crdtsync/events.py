@@ -218,6 +218,13 @@ class RightsInherited(NamedTuple):
     region: str
 
 
+class Decided(NamedTuple):
+    """A majority had this success while the lease of its attempt was valid: no newer claim can shut it out."""
+
+    task: TaskId
+    attempt: AttemptId
+
+
 class Unknown(NamedTuple):
     kind: int
     fields: tuple[Plain, ...]
@@ -237,6 +244,7 @@ TaskEvent: TypeAlias = (
     | Requeued
     | PriorityEdited
     | LabelEdited
+    | Decided
 )
 LimitEvent: TypeAlias = LimitSet | RightsMinted | RightsMoved | RightsBurned | RightsInherited
 Event: TypeAlias = TaskEvent | DocumentUpdated | Declared | WriterOpened | LimitEvent | Unknown
@@ -263,9 +271,11 @@ KINDS: Final[dict[int, type[Any]]] = {
     24: RightsMoved,
     25: RightsBurned,
     26: RightsInherited,
+    30: Decided,
 }
 KIND_OF: Final = {record: kind for kind, record in KINDS.items()}
-TASK_EVENTS: Final = frozenset(KINDS[kind] for kind in range(1, 14))
+TASK_KINDS: Final = frozenset((*range(1, 14), 30))
+TASK_EVENTS: Final = frozenset(KINDS[kind] for kind in TASK_KINDS)
 LIMIT_EVENTS: Final = frozenset(KINDS[kind] for kind in range(22, 27))
 
 _ID = (tuple, type(None))
@@ -307,6 +317,7 @@ _SHAPES: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
     24: ((bytes,), (str,), (int,)),
     25: ((bytes,), (int,)),
     26: ((bytes,), (str,)),
+    30: ((bytes,), (tuple,)),
 }
 # Every allowed sequence of exact types, spelled out: one set look-up checks a whole event.
 SIGNATURES: Final = {kind: frozenset(itertools.product(*shape)) for kind, shape in _SHAPES.items()}

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from crdtsync.app import Handler, PermanentError, Task
-from crdtsync.commands import AttemptRef, Complete, RecordEffect, SaveCheckpoint
+from crdtsync.commands import AttemptRef, CheckFence, Complete, RecordEffect, SaveCheckpoint
 from crdtsync.conflicts import effect_key
 from crdtsync.effects import Assignment
 from crdtsync.errors import (
@@ -38,7 +38,9 @@ ERROR_TRACEBACK_CHARS_MAX: Final = 8_000  # its end, where the raise is
 
 # Reasons after which an attempt can no longer win: it starts no new effect. After "cancelled" it may still succeed,
 # where cancels lose; after "drain" it runs on until the worker's patience ends.
-FINAL_STOPS: Final = frozenset({"lost ownership", "superseded", "timeout", "expired", "fenced", "unknown attempt"})
+FINAL_STOPS: Final = frozenset(
+    {"lost ownership", "lost lease", "superseded", "timeout", "expired", "fenced", "unknown attempt"}
+)
 
 
 class AttemptStoppedError(CrdtSyncError):
@@ -172,6 +174,14 @@ class AttemptRun:
 
     # What the handler does -------------------------------------------------------------------------
 
+    def check_fence(self) -> CheckFence | None:
+        """What to ask the node before a step to the outside, None where no lease is needed.
+
+        A process that was paused past its lease finds out by this: whatever it was told while it slept
+        still waits to be read.
+        """
+        return CheckFence(self.ref) if self.assignment.fence else None
+
     def effect_key(self, name: str) -> bytes:
         """What a sink should know the effect by: the same when this attempt is repeated, another across a cut."""
         return effect_key(self.assignment.task, self.assignment.root, name)
@@ -239,7 +249,7 @@ class AttemptRun:
 
     def lost(self, reason: str) -> Complete:
         """The attempt ended without success or failure, for one of the reasons of `effects.Stop`, or "drain"."""
-        kept = reason if reason in ("crash", "drain", "timeout", "restart") else "stopped"
+        kept = reason if reason in ("crash", "drain", "timeout", "restart", "lost lease") else "stopped"
         return Complete(self.ref, "lost", reason=kept)
 
     def _failed(self, error: BaseException, *, retryable: bool) -> Complete:

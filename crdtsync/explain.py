@@ -27,6 +27,7 @@ _POLICIES: Final = {
     "wait": "Only its owner may run it (partition=wait).",
     "takeover": "If its owner falls silent, another region takes it over (partition=takeover).",
     "quorum": "It runs only under a lease from a majority of the regions (partition=quorum).",
+    "quorum:task": "It runs only under a lease of its own from a majority of the regions (partition=quorum).",
 }
 
 
@@ -195,7 +196,9 @@ def _attempts(view: TaskView) -> Iterator[str]:
 
 
 def _attempt(view: TaskView, attempt: AttemptView) -> str:
-    parts = [f"Attempt {attempt.number} began in {attempt.region} at {at(attempt.id)}{_why_begun(view, attempt)}"]
+    under = f" under fencing token {attempt.token}" if attempt.token else ""
+    began = f"Attempt {attempt.number} began in {attempt.region} at {at(attempt.id)}{under}"
+    parts = [f"{began}{_why_begun(view, attempt)}"]
     if attempt.continues is not None:
         before = view.attempt(attempt.continues)
         if before is not None:
@@ -208,6 +211,8 @@ def _attempt(view: TaskView, attempt: AttemptView) -> str:
     if effects:
         parts.append(f"It recorded {_list([effect.name for effect in effects])}")
     parts.append(_how_ended(attempt))
+    if attempt.fenced:
+        parts.append("A claim under a newer token has fenced it: it decides nothing")
     return ". ".join(parts) + "."
 
 
@@ -272,7 +277,11 @@ def _outcome(view: TaskView, parents: Mapping[TaskId, TaskView]) -> Iterator[str
         winner = attempts[view.winner]
         rivals = [a for a in view.attempts if a.state is AttemptState.OK and a is not winner]
         rule = "the only success that counts" if not rivals else "the earliest claim among the successes not late"
+        if any(a.fenced for a in rivals):
+            rule = "it began under the newest fencing token"
         yield f"The outcome is that of attempt {winner.number} in {winner.region}: {rule}."
+        if view.decided:
+            yield "A majority of the regions had it while its lease was valid, so no newer claim can shut it out."
         for parent, used in winner.inputs:
             known = parents.get(parent)
             if known is not None and known.winner == used:

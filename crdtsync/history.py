@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 from crdtsync.errors import CorruptLogError, RemoteProtocolError
 from crdtsync.events import (
     KIND_OF,
+    TASK_KINDS,
     Checkpointed,
     Claimed,
     EffectRecorded,
@@ -203,7 +204,7 @@ class Facts:
         facts = cls()
         task = None
         for event_id, event in zip(ids, events, strict=True):
-            if KIND_OF.get(type(event), 99) > _LAST_TASK_KIND:
+            if KIND_OF.get(type(event)) not in TASK_KINDS:
                 raise CorruptLogError(f"a task's row holds a {type(event).__name__}, which is no fact of a task")
             if task is None:
                 task = event.task  # type: ignore[union-attr]
@@ -211,9 +212,6 @@ class Facts:
                 raise CorruptLogError("a task's row holds facts of two tasks")
             facts.add(event_id, event)  # type: ignore[arg-type]
         return facts
-
-
-_LAST_TASK_KIND: Final = 13
 
 
 def _checked_id(plain: Any) -> EventId:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from crdtsync import explain, lifecycle, undoing, views
+from crdtsync.coordination.exclusive import Exclusive
 from crdtsync.identifiers import RegionId, TaskId
 from crdtsync.region import RegionState
 from crdtsync.reliability import next_attempt_at_ms
@@ -20,11 +21,19 @@ from crdtsync.workflow.dependencies import Dependencies
 
 
 class Records:
-    def __init__(self, here: RegionState, workers: Workers, dependencies: Dependencies, handover: Handover) -> None:
+    def __init__(
+        self,
+        here: RegionState,
+        workers: Workers,
+        dependencies: Dependencies,
+        handover: Handover,
+        exclusive: Exclusive,
+    ) -> None:
         self._here = here
         self._workers = workers
         self._dependencies = dependencies
         self._handover = handover
+        self._exclusive = exclusive
 
     def task(self, task: Task) -> dict[str, Any]:
         view = self._view(task)
@@ -34,8 +43,23 @@ class Records:
             if (running := self._workers.running.get(attempt)) is not None and running.progress
         }
         return views.task_record(
-            task.id, view, settled=task.settled, waiting_for=self.waiting_for(task), progress=progress or None
+            task.id,
+            view,
+            settled=task.settled,
+            decided=task.settled or undoing.is_decided(task.facts, view, self._here.stable),
+            waiting_for=self.waiting_for(task),
+            progress=progress or None,
         )
+
+    def is_pending(self, task: Task) -> bool:
+        """Whether a success under a lease may still be shut out by a newer claim that this region has not heard of.
+
+        Whoever waits for the task is told once that is over: decided, or settled.
+        """
+        view = self._view(task)
+        if view.winner is None or view.submitted is None or not view.submitted.options.exclusive:
+            return False
+        return not (view.decided or task.settled)
 
     def _view(self, task: Task) -> TaskView:
         """The view of a task that is in the table, or of a copy made for reading."""
@@ -116,7 +140,8 @@ class Records:
         if view.open_attempts:
             regions = sorted({attempt.region for attempt in view.open_attempts})
             return None if here.me in regions else f"{', '.join(regions)} runs it"
-        if view.owner != here.me:
+        exclusive = submitted.options.exclusive
+        if view.owner != here.me and not exclusive:
             return self._waiting_elsewhere(view)
         if not here.stamps:
             return f"the clock of {here.me}, which is off: nothing is started there until it is right (crdtsync clock show)"
@@ -135,7 +160,10 @@ class Records:
         lane = (submitted.queue, submitted.name)
         if not self._workers.serves(lane):
             return f"a worker in {here.me} that runs {submitted.name!r} on queue {submitted.queue!r}"
-        if not lifecycle.may_claim(view, here.me):
+        if exclusive:
+            if not self._exclusive.token(submitted, here.now.mono_ms):
+                return f"the lease of {self._exclusive.scope(submitted)}: {self._exclusive.why_not(submitted)}"
+        elif not lifecycle.may_claim(view, here.me):
             return "its open attempts"
         return f"a free worker in {here.me}"
 

@@ -25,6 +25,8 @@ from typing import Any, Final
 from crdtsync import undoing
 from crdtsync.clock import Now, stamp_ms
 from crdtsync.clock_watch import ClockWatch, Verdict
+from crdtsync.coordination.decisions import Decisions
+from crdtsync.coordination.exclusive import Exclusive
 from crdtsync.desk import Desk
 from crdtsync.document_requests import DocumentRequests
 from crdtsync.duties import Duties
@@ -109,6 +111,12 @@ class Replica:
             serves=self._workers.serves,
             reachable=self._neighbours.reachable,
         )
+        self._exclusive = Exclusive(
+            self._neighbours.leases, settings.namespace, touch=self._touch, serves=self._workers.serves
+        )
+        self._neighbours.leases.listen(self._exclusive.changed)
+        self._neighbours.leases.in_use = self._exclusive.in_use
+        self._decisions = Decisions(here, self._exclusive.valid)
         self._dispatcher = Dispatcher(
             here,
             self._workers,
@@ -116,8 +124,10 @@ class Replica:
             self._dependencies,
             self._handover.present,
             self._neighbours.catching_up_since_ms,
+            self._exclusive,
+            self._decisions,
         )
-        self._records = Records(here, self._workers, self._dependencies, self._handover)
+        self._records = Records(here, self._workers, self._dependencies, self._handover, self._exclusive)
         self._watchers = Watchers(here, self._records)
         self._duties = Duties(
             here,
@@ -125,6 +135,7 @@ class Replica:
             ready=self._ready,
             dependencies=self._dependencies,
             dispatcher=self._dispatcher,
+            exclusive=self._exclusive,
             handover=self._handover,
             watchers=self._watchers,
             require=self._loader.require,
@@ -451,6 +462,7 @@ class Replica:
         return (
             self._more
             or (lease_ms is not None and lease_ms <= here.now.mono_ms)
+            or bool(self._decisions)  # a majority may have acknowledged what is not stable yet
             or self._was_full  # memory may have room again
             or not self._opened
             or here.stability.stable() is not self._stable
@@ -481,6 +493,7 @@ class Replica:
                 self._here.table.touch_all()
             self._was_trusted = trusted  # a snapshot that comes in takes it back for a while
             self._more |= self._settlement.advance()
+            self._decisions.advance()
             self._dispatcher.release()
             self._duties.review_touched()
             self._dispatcher.dispatch()
@@ -555,6 +568,7 @@ class Replica:
             here.timers.at_mono(mono_ms + TAKEOVER_MS, (what, which))
         elif what == "lanes":
             self._duties.check_lanes()
+            self._exclusive.review(mono_ms)
             here.timers.at_mono(mono_ms + LANES_MS, (what, which))
         elif what in ("ready", "deadline"):
             task = here.table.get(which)
@@ -579,6 +593,11 @@ class Replica:
 
     def _is_decided(self, task: Task) -> bool:
         return task.settled or undoing.is_decided(task.facts, self._here.table.view(task), self._here.stable)
+
+    def _touch(self, task_id: TaskId) -> None:
+        task = self._here.table.get(task_id)
+        if task is not None:
+            self._here.table.touch(task)
 
     def _lanes_changed(self) -> None:
         """Workers came or went: offers, ours or to us, are looked at again. What is ready stays so."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from crdtsync import commands as c
 from crdtsync import lifecycle
+from crdtsync.coordination.exclusive import policy_of
 from crdtsync.effects import Cursor, Page, Query, Reply, TaskRow
 from crdtsync.errors import (
     CrdtSyncError,
@@ -19,7 +20,6 @@ from crdtsync.errors import (
     DuplicateTaskError,
     IllegalTransitionError,
     InvalidRequestError,
-    NotImplementedYetError,
     OverloadedError,
     PayloadTooLargeError,
     UndeclaredTaskError,
@@ -47,7 +47,7 @@ LABEL_CHARS_MAX: Final = 500
 SPECS_MAX: Final = 10_000  # tasks in one bulk submit
 DELAY_MS_MAX: Final = 10 * 366 * 86_400_000
 GENERATIONS_MAX: Final = 1_000_000
-PARTITIONS: Final = ("wait", "takeover")
+PARTITIONS: Final = ("wait", "takeover", "quorum")
 PAGE_TASKS_MAX: Final = 500  # of a listing: turning them into records holds the loop for some 50 ms
 PAGE_CONFLICTS_MAX: Final = 100  # tasks with conflicts in a page: their compensations are brought into memory
 PAGE_BYTES_MAX: Final = 1 << 20  # of facts in a page, beyond its first task
@@ -168,10 +168,6 @@ class Requests:
     def _checked(self, spec: c.TaskSpec) -> Declared:
         settings = self._here.settings
         declared = self._here.declaration(spec.name)
-        if spec.partition == "quorum":
-            raise NotImplementedYetError(
-                "partition='quorum' needs quorum leases, which this version does not have: use 'wait' or 'takeover'"
-            )
         if spec.partition is not None and spec.partition not in PARTITIONS:
             raise InvalidRequestError(f"partition is one of {', '.join(PARTITIONS)}, not {spec.partition!r}")
         if declared is None:
@@ -195,6 +191,7 @@ class Requests:
             raise InvalidRequestError("not_before_ms and deadline_ms are wall times in milliseconds, never negative")
         if spec.attempts is not None and not 1 <= spec.attempts <= 1_000_000:
             raise InvalidRequestError(f"attempts is at least 1, not {spec.attempts}")
+        _policy_of(spec, declared)
         if spec.cancel is not None and spec.cancel not in ("wins", "loses"):
             raise InvalidRequestError(f"cancel is 'wins' or 'loses', not {spec.cancel!r}")
         if any(
@@ -230,7 +227,7 @@ class Requests:
             raise OverloadedError(f"{len(here.table)} tasks are live, the limit is {settings.live_tasks_max}")
         base = declared.options
         options: Options = base._replace(
-            partition=spec.partition or base.partition,
+            partition=_policy_of(spec, declared),
             attempts=spec.attempts or base.attempts,
             backoff_ms_base=base.backoff_ms_base if spec.backoff_ms_base is None else spec.backoff_ms_base,
             backoff_ms_max=base.backoff_ms_max if spec.backoff_ms_max is None else spec.backoff_ms_max,
@@ -362,7 +359,7 @@ class Requests:
     def wait(self, command: c.Await, ticket: Any) -> None:
         def run() -> None:
             task = self._task(command.task)
-            if task.ended and (task.settled or not command.settled):
+            if task.ended and (task.settled or not (command.settled or self._records.is_pending(task))):
                 self.reply(ticket, self._records.task(task))
             else:
                 self._watchers.wait(ticket, task.id, settled=command.settled)
@@ -489,3 +486,11 @@ def _current_edit(task: Task, label: str) -> EventId | None:
         (id for id, e in task.facts.rest if type(e) is kind and (not label or e.label == label)),  # type: ignore[union-attr]
         default=None,
     )
+
+
+def _policy_of(spec: c.TaskSpec, declared: Declared) -> str:
+    """The partition policy of a submission. Raises InvalidRequestError."""
+    partition = spec.partition or declared.options.partition
+    if partition == "quorum" and declared.options.exclusive:
+        partition = declared.options.partition  # with the scope that was declared
+    return policy_of(partition, spec.scope, keyed=bool(spec.key))

@@ -20,6 +20,7 @@ from crdtsync.conflicts import find_conflicts
 from crdtsync.events import (
     CancelRequested,
     Claimed,
+    Decided,
     Ended,
     Expired,
     LabelEdited,
@@ -72,6 +73,7 @@ def resolve(facts: Facts) -> TaskView:
     priority, labels = submitted.priority, submitted.labels
     answered: tuple[int, ...] = ()
     cancel = asked = expired = offer = returning = None
+    decided = False
     if facts.rest:
         found = _sorted_out(facts)
         owner, term, term_id = owner_of(submitted, found[TermOpened])
@@ -82,6 +84,7 @@ def resolve(facts: Facts) -> TaskView:
         if cancel is not None and cancel.wins:
             winner = None
         expired = next((event_id for event_id, event in found[Expired] if not event.late), None)
+        decided = any(EventId(*event.attempt) == winner for _, event in found[Decided])
         answered = tuple(sorted({event.death for _, event in found[Requeued]}))
         for _, edit in found[PriorityEdited]:
             priority = edit.priority  # sorted by stamp: the later write wins, by intent; `conflicts` shows the other
@@ -104,7 +107,7 @@ def resolve(facts: Facts) -> TaskView:
         TaskView,
         (state, submission, submitted, owner, term, term_id, attempts, winner, failures, lost,
          options.attempts * (1 + len(answered)), deaths, answered, streak, failed_at, priority, labels,
-         cancel, asked, expired, offer, returning, ()),
+         cancel, asked, expired, offer, returning, decided, ()),
     )  # fmt: skip
     if facts.rest or len(attempts) > 1 or len(submissions) > 1 or (attempts and len(facts.attempts[0].ends) > 1):
         conflicts = find_conflicts(facts, view)
@@ -115,7 +118,7 @@ def resolve(facts: Facts) -> TaskView:
 
 _UNKNOWN: Final = TaskView(
     TaskState.WAITING, None, None, "", 0, None, (), None, 0, 0, 0, 0, (), 0, None, PRIORITY_DEFAULT, (),
-    None, None, None, None, None, (),
+    None, None, None, None, None, False, (),
 )  # fmt: skip
 
 

@@ -129,6 +129,7 @@ class TaskView(NamedTuple):
     expired: EventId | None
     offer: OfferView | None
     returning: ReturnView | None
+    decided: bool  # policy quorum: a majority held the winner's success while its lease was valid
     conflicts: tuple[Conflict, ...]
 
     @property

@@ -76,11 +76,12 @@ def is_settled(facts: Facts, view: TaskView, stable: Stable) -> bool:
 def is_decided(facts: Facts, view: TaskView, stable: Stable) -> bool:
     """Whether the outcome may be acted upon beyond the task: cascades, dead letters, hooks.
 
-    Under `wait` the owner's own event decides: nobody else runs, cancels or expires the task.
+    Under `wait` the owner's own event decides: nobody else runs, cancels or expires the task. Under
+    `quorum` a success is decided once a majority held it while its lease was valid (`Decided`).
     """
     if view.state not in ENDED or view.submitted is None:
         return False
-    if view.is_cancelled_for_good or view.submitted.options.partition == "wait":
+    if view.is_cancelled_for_good or view.decided or view.submitted.options.partition == "wait":
         return True
     return is_settled(facts, view, stable)
 
@@ -153,7 +154,7 @@ def shared_root(inputs: tuple[tuple[TaskId, AttemptId], ...]) -> AttemptId:
 
     Attempts of a `quorum` task follow one another, whichever region makes them, and a new holder may
     not even have heard of the claim before it (a crash, a cut). What goes to the sink is to be known
-    there all the same, so the keys derive from the task alone (decision 0009). No event has this id.
+    there all the same, so the keys derive from the task alone (decision 0012). No event has this id.
     """
     digest = hashlib.blake2b(digest_size=6)
     for task, attempt in inputs:

@@ -17,6 +17,7 @@ from crdtsync.events import (
     CancelRequested,
     Checkpointed,
     Claimed,
+    Decided,
     EffectRecorded,
     Ended,
     Expired,
@@ -115,6 +116,8 @@ def attempt_record(attempt: AttemptView, numbers: Mapping[AttemptId, int] | None
         "id": str(attempt.id),
         "region": attempt.region,
         "term": attempt.term,
+        "token": attempt.token,
+        "fenced": attempt.fenced,
         "state": str(attempt.state),
         "error": error,
         "traceback": trace,
@@ -133,13 +136,14 @@ def task_record(
     view: TaskView,
     *,
     settled: bool = False,
+    decided: bool = False,
     waiting_for: str | None = None,
     progress: Any = None,
     conflicts: Iterable[Conflict] = (),
 ) -> dict[str, Any]:
     """One task, as `task show -o json` prints it.
 
-    `settled`, `waiting_for` and `progress` are what this replica knows beyond the facts; `conflicts`
+    `settled`, `decided`, `waiting_for` and `progress` are what this replica knows beyond the facts; `conflicts`
     are those that the task's own facts don't show (inputs that lost).
     """
     submitted = view.submitted
@@ -150,6 +154,7 @@ def task_record(
         "name": submitted.name if submitted is not None else "",
         "state": str(view.state),
         "settled": settled,
+        "decided": decided,
         "owner": view.owner,
         "term": view.term,
         "attempts": [attempt_record(attempt, numbers) for attempt in view.attempts],
@@ -252,6 +257,7 @@ HISTORY_NAMES: Final[dict[type[Any], str]] = {
     Requeued: "requeued",
     PriorityEdited: "priority_edited",
     LabelEdited: "label_edited",
+    Decided: "decided",
 }
 
 _Numbers = Mapping[AttemptId, int]
@@ -264,6 +270,8 @@ def _submitted(_: EventId, event: Submitted, __: _Numbers) -> dict[str, Any]:
 
 def _claimed(event_id: EventId, event: Claimed, numbers: _Numbers) -> dict[str, Any]:
     record: dict[str, Any] = {"attempt": numbers.get(event_id), "term": event.term}
+    if event.token:
+        record["token"] = event.token
     if event.continues is not None:
         record["continues"] = numbers.get(event.continues)
     return record
@@ -297,5 +305,6 @@ _DETAILS: Final[dict[type[Any], Callable[[EventId, Any, _Numbers], dict[str, Any
     Requeued: lambda _, event, __: {"death": event.death},
     PriorityEdited: lambda _, event, __: {"priority": event.priority},
     LabelEdited: lambda _, event, __: {"label": event.label, "value": event.value},
+    Decided: lambda _, event, numbers: {"attempt": numbers.get(event.attempt)},
 }
 assert _DETAILS.keys() == HISTORY_NAMES.keys() == set(TaskEvent.__args__)

@@ -64,8 +64,9 @@ class Watchers:
         """The task's view, or whether it is settled, may have changed."""
         waiting = self._awaiting.get(task.id)
         if waiting and task.ended:
+            told = not self._records.is_pending(task)
             for ticket, settled in list(waiting.items()):
-                if task.settled or not settled:
+                if task.settled or (told and not settled):
                     self.forget(ticket)
                     self._here.emit(Reply(ticket, self._records.task(task)))
         if self._streams and task.told != (task.state, task.settled):

@@ -7,10 +7,12 @@ from typing import Any, Final, TypeAlias
 
 from crdtsync import commands as c
 from crdtsync import lifecycle
-from crdtsync.effects import Reply
+from crdtsync.coordination.exclusive import policy_of
+from crdtsync.effects import Reply, Stop
 from crdtsync.errors import (
     CrdtSyncError,
     InvalidRequestError,
+    LostLeaseError,
     OverloadedError,
     PayloadTooLargeError,
     UnknownAttemptError,
@@ -125,6 +127,10 @@ class WorkerRequests:
             "stop": [tuple(attempt) for attempt in stop],
         }
         self._reply(ticket, reply)
+        for attempt in worker.running:
+            reason = self._workers.running[attempt].stop
+            if reason:  # it was asked to stop while nobody was there to be told
+                here.emit(Stop(worker.id, attempt, reason))
         if here.stamps:
             self._assign_again(command)
         else:
@@ -143,7 +149,7 @@ class WorkerRequests:
 
     def _declare(self, app: str, task: c.TaskDeclaration) -> None:
         options = Options(
-            partition=task.partition,
+            partition=policy_of(task.partition, task.scope, keyed=False),
             attempts=task.attempts,
             lost_max=task.lost_max,
             backoff_ms_base=task.backoff_ms_base,
@@ -244,6 +250,19 @@ class WorkerRequests:
     def _fits(self, what: str, size: int, limit: int) -> None:
         if size > limit:
             raise PayloadTooLargeError(f"the {what} takes {size} bytes, the limit is {limit}")
+
+    def check_fence(self, command: c.CheckFence, ticket: Any) -> None:
+        def check(task: Task, attempt: AttemptId) -> dict[str, Any]:
+            view = self._here.table.view(task)
+            lifecycle.check(view, lifecycle.Action.CHECKPOINT, self._here.me, attempt=attempt)
+            if not self._dispatcher.is_covered(attempt, task):
+                raise LostLeaseError(
+                    f"the lease under which attempt {attempt} began is over: another region may run the task",
+                    task=task.id.hex(),
+                )
+            return {}
+
+        self._with(command.attempt, ticket, check)
 
     def record_effect(self, command: c.RecordEffect, ticket: Any) -> None:
         def record(task: Task, attempt: AttemptId) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Options:
         after_settled: Tasks whose success must be settled first.
         region: Who owns it: "here", "spread" or a region's name.
         partition: "takeover", "wait" or "quorum".
+        scope: Of a quorum task's lease: "queue" (default), "task", or "key", which a task with a key has.
         attempts: How many failures end it.
         backoff: Seconds before the second attempt.
         backoff_cap: Seconds that no delay between attempts exceeds.
@@ -60,6 +61,7 @@ class Options:
     after_settled: Sequence[TaskRef] = ()
     region: str = "here"
     partition: str | None = None
+    scope: str | None = None
     attempts: int | None = None
     backoff: Seconds | None = None
     backoff_cap: Seconds | None = None
@@ -118,6 +120,7 @@ def task_spec(
         after_settled=tuple(map(task_id_of, options.after_settled)),
         region=options.region,
         partition=options.partition,
+        scope=options.scope,
         attempts=options.attempts,
         backoff_ms_base=None if options.backoff is None else milliseconds("backoff", options.backoff),
         backoff_ms_max=None if options.backoff_cap is None else milliseconds("backoff_cap", options.backoff_cap),

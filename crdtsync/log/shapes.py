@@ -22,6 +22,7 @@ from crdtsync.events import (
     CancelRequested,
     Checkpointed,
     Claimed,
+    Decided,
     Declared,
     DocumentUpdated,
     EffectRecorded,
@@ -347,6 +348,12 @@ def _rights_inherited(e: Any) -> Event:
     return RightsInherited(limit, checked_region(region))
 
 
+def _decided(e: Any) -> Event:
+    _, task, attempt = e
+    _task(task)
+    return Decided(task, _event_id(attempt))
+
+
 _CHECKS: Final[dict[int, Callable[[Any], Event]]] = {
     1: _submitted,
     2: _term_opened,
@@ -369,6 +376,7 @@ _CHECKS: Final[dict[int, Callable[[Any], Event]]] = {
     24: _rights_moved,
     25: _rights_burned,
     26: _rights_inherited,
+    30: _decided,
 }
 assert _CHECKS.keys() == SIGNATURES.keys()  # no kind is let through unchecked
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from crdtsync import lifecycle
+from crdtsync.coordination.decisions import Decisions
+from crdtsync.coordination.exclusive import Exclusive
 from crdtsync.effects import Assignment, Run, Stop
 from crdtsync.events import Claimed, Ended
 from crdtsync.identifiers import AttemptId, TaskId, WorkerId
@@ -17,7 +19,7 @@ from crdtsync.protocol.codec import encode_value
 from crdtsync.region import RegionState
 from crdtsync.scheduling.ready import Lane, ReadyQueue
 from crdtsync.scheduling.workers import Worker, Workers
-from crdtsync.task_view import TaskView
+from crdtsync.task_view import AttemptView, TaskView
 from crdtsync.tasks import Task
 from crdtsync.undoing import continuation, effect_root, inherited_effects, newest_checkpoint
 from crdtsync.workflow.dependencies import Dependencies
@@ -36,6 +38,8 @@ class Dispatcher:
         dependencies: Dependencies,
         present: Callable[[], Collection[str]],
         catching_up_since_ms: Callable[[], int],
+        exclusive: Exclusive,
+        decisions: Decisions,
     ) -> None:
         self._here = here
         self._workers = workers
@@ -43,6 +47,8 @@ class Dispatcher:
         self._dependencies = dependencies
         self._present = present
         self._catching_up_since_ms = catching_up_since_ms
+        self._exclusive = exclusive
+        self._decisions = decisions
         self._held: list[TaskId] = []  # ready, but a peer that has just come back may have run it already
         self._ended: dict[AttemptId, TaskId] = {}
         self.could_go_on = False  # the last turn ended at its bound, with work and credit left
@@ -66,14 +72,24 @@ class Dispatcher:
             if worker is None or task is None:
                 continue
             view = self._here.table.view(task)
+            token = self._token(view, lane)
             if self._may_be_done_elsewhere(view):
                 self._held.append(task.id)
-            elif lifecycle.may_claim(view, self._here.me, present):
-                assigned.setdefault(worker.id, []).append(self._claim(task, view, worker))
+            elif lifecycle.may_claim(view, self._here.me, present, token):
+                assigned.setdefault(worker.id, []).append(self._claim(task, view, worker, token))
         else:
             self.could_go_on = True
         for worker_id, assignments in assigned.items():
             self._here.emit(Run(worker_id, tuple(assignments)))
+
+    def _token(self, view: TaskView, lane: Lane) -> int:
+        """The fencing token for an attempt that begins now; 0 where none is needed, or none is to be had."""
+        if view.submitted is None or not view.submitted.options.exclusive:
+            return 0
+        token = self._exclusive.token(view.submitted, self._here.now.mono_ms)
+        if not token and lifecycle.may_start_under_lease(view, self._here.me):
+            self._exclusive.wait(view.submitted, lane)  # it was lost, or is about to be
+        return token
 
     def _may_be_done_elsewhere(self, view: TaskView) -> bool:
         """Whether a peer whose history is still coming in may have taken this task over meanwhile.
@@ -95,7 +111,7 @@ class Dispatcher:
                 if task is not None:
                     self._here.table.touch(task)
 
-    def _claim(self, task: Task, view: TaskView, worker: Worker) -> Assignment:
+    def _claim(self, task: Task, view: TaskView, worker: Worker, token: int) -> Assignment:
         here = self._here
         submitted, submission = view.submitted, view.submission
         assert submitted is not None
@@ -113,9 +129,11 @@ class Dispatcher:
                 continues_ended=continued is not None and continued.state is not lifecycle.AttemptState.OPEN,
                 relies=tuple(sorted(id for effect in inherited for id in effect.ids)),
                 inputs=inputs,
-                token=0,
+                token=token,
             )
         )
+        if token:
+            self._exclusive.began(submitted, attempt, token)
         self._workers.assign(worker, attempt, task.id)
         if submitted.options.timeout_ms:
             here.timers.at_mono(here.now.mono_ms + submitted.options.timeout_ms, ("timeout", attempt))
@@ -143,7 +161,7 @@ class Dispatcher:
             payload=submitted.payload,
             term=claim.term,
             region=here.me,
-            fence=0,
+            fence=claim.token,
             deadline_ms=submitted.deadline_ms,
             timeout_ms=submitted.options.timeout_ms,
             root=effect_root(task.facts, attempt),
@@ -189,13 +207,16 @@ class Dispatcher:
         here = self._here
         view = here.table.view(task)
         self._workers.ended(attempt)
+        self._exclusive.ended(attempt)
         self._remember(attempt, task.id)
         here.timers.cancel(("timeout", attempt))
         here.timers.cancel(("orphan", attempt))
         known = next((a for a in view.attempts if a.id == attempt), None)
         if known is None or known.state is not lifecycle.AttemptState.OPEN:
             return False
-        here.write(Ended(task.id, attempt, outcome, lifecycle.outcome_known(view), retryable, reason, value))
+        ended = here.write(Ended(task.id, attempt, outcome, lifecycle.outcome_known(view), retryable, reason, value))
+        if known.token and outcome == "ok":
+            self._decisions.ended(task, here.table.view(task), attempt, ended)
         return True
 
     def lose(self, attempt: AttemptId, reason: str) -> None:
@@ -236,16 +257,34 @@ class Dispatcher:
     def stop_unwanted(self, view: TaskView) -> None:
         """Ask for a stop of what runs here and is no longer wanted."""
         reason = lifecycle.stop_reason(view, self._here.me)
-        if reason:
-            for attempt in view.open_attempts:
-                if attempt.region == self._here.me and attempt in self._workers.running:
-                    self.stop(attempt, reason)
+        for attempt in view.attempts:
+            if attempt.state is lifecycle.AttemptState.OPEN and attempt.region == self._here.me:
+                why = reason or self._uncovered(view, attempt)
+                if why and attempt.id in self._workers.running:
+                    self.stop(attempt.id, why)
+
+    def _uncovered(self, view: TaskView, attempt: AttemptView) -> str:
+        """Why an attempt under a lease must stop: the lease is over, so another region may begin."""
+        if not attempt.token or view.submitted is None:
+            return ""
+        if attempt.fenced:
+            return "fenced"
+        return "" if self._exclusive.valid(view.submitted, attempt.token) else "lost lease"
+
+    def is_covered(self, attempt: AttemptId, task: Task) -> bool:
+        """Whether a lease still covers an attempt of ours, or it needs none."""
+        view = self._here.table.view(task)
+        known = view.attempt(attempt)
+        return known is not None and not self._uncovered(view, known)
 
     def watch_open(self, task: Task, view: TaskView) -> None:
         """Keep an eye on attempts of this region that no worker has reported (after a restart)."""
         for attempt in view.open_attempts:
             if attempt.region == self._here.me and attempt not in self._workers.running:
                 self._workers.expect(attempt, task.id)
+                known = view.attempt(attempt)
+                if known is not None and known.token and view.submitted is not None:
+                    self._exclusive.began(view.submitted, attempt, known.token)
                 grace = max(self._here.settings.start_grace_ms, self._here.settings.worker_lost_after_ms)
                 self._here.timers.at_mono(self._here.now.mono_ms + grace, ("orphan", attempt))
 

@@ -40,6 +40,7 @@ LINE_KEYS: Final = (
     "after_settled",
     "region",
     "partition",
+    "scope",
     "label",
     "labels",
     "ref",
@@ -128,8 +129,6 @@ def _fields(text: bytes) -> dict[str, Any]:
             raise LineError(f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
     if not isinstance(fields.get("name"), str) or not fields["name"]:
         raise LineError('"name" says which task; it is missing')
-    if fields.get("partition") == "quorum":
-        raise LineError("partition quorum needs leases, which are not built yet", "not_implemented")
     if not isinstance(fields.get("args") or {}, dict | list):
         raise LineError('"args" is an object of keyword arguments or a list')
     for key in ("after", "after_settled"):
@@ -256,6 +255,7 @@ def _spec(line: Line, lines: list[Line], refs: dict[str, int]) -> TaskSpec:
         "after_settled": ids("after_settled"),
         "region": fields.get("region") or "here",
         "partition": fields.get("partition"),
+        "scope": fields.get("scope"),
         "attempts": fields.get("attempts"),
         "timeout_ms": _milliseconds(fields, "timeout") or None,
     }

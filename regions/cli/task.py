@@ -51,6 +51,7 @@ def task() -> None:
 @click.option("--after", type=TASK_ID, multiple=True, metavar="ID", help="Start only when this task has succeeded.")
 @click.option("--region", default="here", help="Owner: here, spread, or a region's name.")
 @click.option("--partition", type=click.Choice(["wait", "takeover", "quorum"]), help="What happens in a partition.")
+@click.option("--scope", type=click.Choice(["queue", "key", "task"]), help="With quorum: what shares one lease.")
 @click.option("--label", "labels", type=PAIR, multiple=True, help="A label, key=value.")
 @click.option("--wait", is_flag=True, help="Wait for the end and print the task as `task show` does.")
 @click.option("--timeout", type=SECONDS, metavar="S", help="With --wait: give up after so many seconds (exit 124).")
@@ -68,6 +69,7 @@ def submit(
     after: tuple[bytes, ...],
     region: str,
     partition: str | None,
+    scope: str | None,
     labels: tuple[tuple[str, str], ...],
     wait: bool,
     timeout: float | None,
@@ -77,7 +79,7 @@ def submit(
     """Submit one task by NAME, or many with --from.
 
     Lines of --from are objects: name, args, key, queue, priority, delay, after, region, partition,
-    label, ref. `after` may name "@ref"s of the same file. One JSON line is printed per input line,
+    scope, label, ref. `after` may name "@ref"s of the same file. One JSON line is printed per input line,
     in order: {"id", "created"} or {"line", "error"}; exit 1 if any failed.
     """
     if source is not None:
@@ -88,8 +90,6 @@ def submit(
         return submit_lines(node, source)
     if name is None:
         raise click.UsageError("NAME is missing: say which task, or give many with --from FILE")
-    if partition == "quorum":
-        raise click.UsageError("--partition quorum needs leases, which are not built yet; use wait or takeover")
     from crdtsync.protocol.values import encode_arguments
     from regions.cli.session import ask
     from regions.submission import new_task_id
@@ -106,6 +106,7 @@ def submit(
         after=after,
         region=region,
         partition=partition,
+        scope=scope,
     )
     answer = accepted(ask(node, commands.Submit(specs=(spec,)))[0])
     if wait:

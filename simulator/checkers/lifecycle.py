@@ -136,10 +136,14 @@ class Lifecycle(Family):
     def _override(self, record: Record) -> None:
         """Where one outcome gave way to another, the view says so with a conflict."""
         task, view = bytes.fromhex(record.id), record.subject
-        succeeded = [one for one in view.attempts if str(one.state) == "ok"]
+        ok = [one for one in view.attempts if str(one.state) == "ok"]
+        newest = max((one.token for one in view.attempts), default=0)
+        succeeded = [one for one in ok if one.token in (0, newest)]
         self.judged_task("TASK-2", task)
         kinds = {str(conflict.kind) for conflict in view.conflicts}
-        if view.winner is not None and len(succeeded) > 1 and "double_success" not in kinds:
+        if len(ok) > len(succeeded) and "fenced_completion" not in kinds:
+            self._silent(task, record, "an attempt succeeded under an older token")
+        elif view.winner is not None and len(succeeded) > 1 and "double_success" not in kinds:
             self._silent(task, record, f"{len(succeeded)} attempts succeeded")
         elif view.winner is not None and view.expired is not None and "success_against_expiry" not in kinds:
             self._silent(task, record, "it succeeded against an expiry")

@@ -63,6 +63,9 @@ class Placement(Family):
             return
         self.judged("OWN-1", record.node, record)
         region = region_of(id.writer)
+        if before.exclusive:
+            self._under_lease(record, id, event, before)
+            return
         if before.owner != region or before.term != event.term:
             text = (
                 f"claimed {named(event.task)} in term {event.term}; it belonged to {before.owner}, term {before.term}"
@@ -74,6 +77,16 @@ class Placement(Family):
             self._tell("OWN-3", record, id, event, f"claimed {named(event.task)} while its own offer of it stood")
         elif wait and before.offers:
             self._tell("OWN-3", record, id, event, f"claimed {named(event.task)} in a term in which it had offered it")
+
+    def _under_lease(self, record: Record, id: EventId, event: ev.Claimed, before: Verdict) -> None:
+        """Whoever holds the lease claims; that it does is for the checkers of exclusivity to say."""
+        newest = max((one.claim.token for one in before.tries), default=0)
+        mine = [one for one in before.open_tries if one.region == region_of(id.writer)]
+        if event.token <= 0 or event.token < newest:
+            text = f"claimed {named(event.task)} under token {event.token}, having seen {newest}"
+            self._tell("OWN-1", record, id, event, text)
+        elif mine:
+            self._tell("OWN-1", record, id, event, f"claimed {named(event.task)} beside an attempt of its own")
 
     def _opened(self, record: Record, id: EventId, event: ev.TermOpened) -> None:
         before = self.chronicle.verdict_before(event.task, id)

@@ -39,6 +39,7 @@ class Try:
     successes: list[EventId] = field(default_factory=list)  # all ends that say ok and not late
     records: list[tuple[EventId, ev.EffectRecorded]] = field(default_factory=list)
     checkpoint: tuple[int, EventId, bytes] | None = None
+    fenced: bool = False  # the task was claimed under a newer token
 
     @property
     def region(self) -> str:
@@ -50,7 +51,9 @@ class Try:
 
     @property
     def may_win(self) -> bool:
-        return self.end is not None and self.outcome == "ok" and not self.end[1].late and self.counts
+        if self.end is None or self.outcome != "ok" or self.end[1].late:
+            return False
+        return self.counts and not self.fenced
 
 
 @dataclass(slots=True)
@@ -85,6 +88,10 @@ class Verdict:
     def outcome_known(self) -> bool:
         """What `late` has to say of whatever is written now."""
         return self.winner is not None or self.cancelled_for_good
+
+    @property
+    def exclusive(self) -> bool:
+        return self.submitted.options.partition.startswith("quorum")
 
     @property
     def cancelled_for_good(self) -> bool:
@@ -156,6 +163,9 @@ def _tries(by: dict[type[Any], list[Any]], submissions: Sequence[tuple[EventId, 
     first = submissions[0][1]
     same = {id for id, s in submissions if (s.name, s.payload, s.after) == (first.name, first.payload, first.after)}
     tries = {id: Try(id, claim, claim.submission in same) for id, claim in by.get(ev.Claimed, ())}
+    newest = max((one.claim.token for one in tries.values()), default=0)
+    for known in tries.values():
+        known.fenced = known.claim.token not in (0, newest)
     for id, end in by.get(ev.Ended, ()):
         one = tries.get(EventId(*end.attempt))
         if one is None:
@@ -259,6 +269,7 @@ def due_compensations(verdict: Verdict, names: dict[EventId, str]) -> list[Due]:
         if not wanted or one.end is None or one.id == verdict.winner:
             continue
         early = verdict.cancelled_for_good or (verdict.winner is not None and verdict.winner < one.id)
+        early = early and not verdict.exclusive
         own: dict[tuple[str, bytes], bool] = {}
         for id, record in sorted(one.records):
             if record.key not in standing and first[record.key][1] == one.id:

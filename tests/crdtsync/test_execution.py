@@ -180,7 +180,7 @@ def test_an_attempt_that_lost_its_right_begins_no_effect(reason: str) -> None:
 
     run = attempt(handler)
     end = drive(run, MemoryPort())
-    assert (end.outcome, end.reason) == ("lost", "timeout" if reason == "timeout" else "stopped")
+    assert (end.outcome, end.reason) == ("lost", reason if reason in ("timeout", "lost lease") else "stopped")
 
 
 def test_a_cancelled_attempt_may_still_do_its_effects_and_succeed() -> None:

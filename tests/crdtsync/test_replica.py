@@ -266,13 +266,6 @@ def test_a_name_that_nobody_declared_is_refused() -> None:
     assert refused.value.code == "undeclared"
 
 
-def test_quorum_is_refused_until_leases_exist() -> None:
-    cluster = Cluster("eu", tasks={"noop": succeed})
-    with pytest.raises(AskError) as refused:
-        cluster.submit("eu", "noop", partition="quorum")
-    assert refused.value.code == "not_implemented"
-
-
 def test_the_same_id_again_returns_the_task_also_after_a_restart_and_after_it_left_memory() -> None:
     cluster = Cluster("eu", tasks={"noop": succeed})
     spec = c.TaskSpec(name="noop", payload=b"\x82\x80\xa0", id=b"a" * 16)

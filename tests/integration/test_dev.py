@@ -38,7 +38,8 @@ def test_exit_codes_are_those_of_the_contract(cluster):
     assert (code, json.loads(out)["state"]) == (1, "dead")
     assert command("task", "submit", "never_declared", "--node", url)[0] == 3
     assert command("task", "show", "0" * 32, "--node", url)[0] == 3
-    assert command("task", "submit", "add", "--partition", "quorum", "--node", url)[0] == 2
+    assert command("task", "submit", "add", "--partition", "majority", "--node", url)[0] == 2
+    assert command("task", "submit", "add", "--partition", "quorum", "--scope", "key", "--node", url)[0] == 2
     assert (
         command("task", "submit", "nap", "--arg", "seconds=60", "--wait", "--timeout", "0.3", "--node", url)[0] == 124
     )

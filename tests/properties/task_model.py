@@ -28,6 +28,7 @@ from crdtsync import lifecycle, resolve, undoing
 from crdtsync.events import (
     CancelRequested,
     Claimed,
+    Decided,
     EffectRecorded,
     Ended,
     Expired,
@@ -237,6 +238,9 @@ class Explorer:
                 yield Requeued(TASK, death)
         if lifecycle.may_resume(view, me) and self.has_seen_withdrawal(state, region, view):
             yield TermOpened(TASK, view.term + 1, view.returning.offer)
+        if self.is_held_by_majority(state, region, view) and not view.decided:
+            assert view.winner is not None
+            yield Decided(TASK, view.winner)
         if "offer" in acts:
             if lifecycle.allowed(view, Action.OFFER, me) and view.offer is None and view.term < 2:
                 yield Offered(TASK, view.term, NAMES[(region + 1) % world.regions], "drain")
@@ -284,7 +288,7 @@ class Explorer:
 
             settled = undoing.is_settled(facts, view, stable)
             decided = undoing.is_decided(facts, view, stable)
-            if settled or decided or self.is_held_by_majority(state, region, view):
+            if settled or decided:
                 final.add((str(view.state), view.winner, len(view.answered)))
             for due in undoing.undo(facts, view, settled=settled, decided=decided):
                 if due.region == NAMES[region]:
@@ -309,7 +313,7 @@ class Explorer:
         if winner is None or winner.end is None or state.lease != (region, winner.token):
             return False
         if self.world.cancel == "wins":
-            return False  # somebody outside the majority may have written one (decision 0009)
+            return False  # somebody outside the majority may have written one (decision 0012)
         writer, number = INDEX[winner.end.writer], winner.end.number
         holding = sum(applied[writer] >= number for applied in state.applied)
         return writer == region and 2 * holding > self.world.regions

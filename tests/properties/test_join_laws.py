@@ -13,6 +13,7 @@ from crdtsync.events import (
     CancelRequested,
     Checkpointed,
     Claimed,
+    Decided,
     EffectRecorded,
     Ended,
     Expired,
@@ -90,7 +91,7 @@ events = st.one_of(
         flags,
         st.lists(ids, max_size=2).map(tuple),
         st.sampled_from(((), ((PARENT, EventId(1, WRITERS[0], 1, 0)),))),
-        st.just(0),
+        st.integers(0, 2),
     ),
     st.builds(EffectRecorded, st.just(TASK), ids, st.sampled_from(("a", "b")), st.just(b"k"), small),
     st.builds(Checkpointed, st.just(TASK), ids, st.integers(0, 3), small),
@@ -100,6 +101,7 @@ events = st.one_of(
     st.builds(Requeued, st.just(TASK), st.integers(1, 2)),
     st.builds(PriorityEdited, st.just(TASK), st.integers(0, 9), maybe_ids),
     st.builds(LabelEdited, st.just(TASK), st.sampled_from(("team", "env")), st.sampled_from(("", "x")), maybe_ids),
+    st.builds(Decided, st.just(TASK), ids),
 )
 # An id names one event for ever; that much the log sees to.
 histories = st.dictionaries(ids, events, max_size=25).map(lambda known: list(known.items()))

@@ -202,7 +202,7 @@ def under_quorum_what_shares_keys_is_undone_before_all_records_are_known(patch: 
     wrap(patch, undoing, "is_settled", is_settled)
 
 
-@weakened(QUORUM)
+@weakened(replace(QUORUM, acts=frozenset({"no-effect"}), events=8, syncs=6, claims=3, grants=3))
 def a_lease_is_used_before_its_holder_has_what_its_voters_have(patch: pytest.MonkeyPatch) -> None:
     def steps(original: Any, self: Explorer, state: task_model.State) -> Any:
         for told, after in original(self, state):

@@ -82,11 +82,11 @@ def test_args_json_is_an_object_that_args_add_to(ask, node):
     assert ask("task", "submit", "charge", "--args-json", "[1]")[0] == 2
 
 
-def test_quorum_is_refused_until_leases_exist(ask, node):
-    code, _, err = ask("task", "submit", "charge", "--partition", "quorum")
-    assert code == 2
-    assert "leases" in err
-    assert not node.desk.commands
+def test_a_quorum_task_says_what_shares_its_lease(ask, node):
+    assert ask("task", "submit", "charge", "--partition", "quorum", "--scope", "task")[0] == 0
+    (spec,) = node.desk.commands[0].specs
+    assert (spec.partition, spec.scope) == ("quorum", "task")
+    assert ask("task", "submit", "charge", "--partition", "quorum", "--scope", "world")[0] == 2
 
 
 def test_submit_and_wait_print_what_show_prints(ask):
@@ -236,7 +236,7 @@ def test_bad_lines_fail_alone_with_their_number_and_exit_1(bulk):
         "",
         {"args": {}},
         {"name": "x", "quee": "q"},
-        {"name": "x", "partition": "quorum"},
+        {"name": "x", "partition": 3},
         {"name": "x", "after": ["@nobody"]},
         {"name": "x", "after": ["xyz"]},
         {"name": "x", "priority": "high"},
