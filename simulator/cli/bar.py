@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Final, Protocol
+
+STEPS: Final = 200  # of a bar: finer than it is drawn
 
 
 class Show(Protocol):
@@ -32,7 +34,14 @@ def bar(total: float, text: str = "", *, counts: bool = False) -> Iterator[Show 
         task = progress.add_task(escape(text), total=total)
         progress.refresh()
 
+        shown = (0, text)
+
         def show(done: float, *, text: str) -> None:
+            nonlocal shown
+            now = (int(STEPS * done / max(total, 1e-9)), text)
+            if now == shown:
+                return  # a long run would spend more time on its bar than on itself
+            shown = now
             progress.update(task, completed=min(done, total), description=escape(text), refresh=True)
 
         yield show
