@@ -149,6 +149,30 @@ def torn(seed: int) -> Scenario:
     )
 
 
+def parted(seed: int) -> Scenario:
+    """A slow region is cut off amid its charges, and its workers die before it is back: what they did is known late."""
+    rng = _rng(seed, "parted")
+    faults: list[Fault] = []
+    for at, alone in zip((5_000, 19_000), rng.sample(REGIONS, 2), strict=True):
+        faults += (
+            Fault("worker_slow", at - 3_000, 13_000, (alone,), {"factor": 20}),
+            Fault("isolate", at, 9_000, (alone,), {"how": rng.choice(("reset", "black_hole"))}),
+            Fault("worker_crash", at + rng.randint(4_000, 7_000), 500, (alone,)),
+        )
+    return _scenario("parted", tuple(faults), (_load("charge", 6.0),))
+
+
+def worn(seed: int) -> Scenario:
+    """Tasks fail, and rest for seconds; meanwhile their region is cut off, and another goes on with what it had seen."""
+    rng = _rng(seed, "worn")
+    cuts = [Fault("isolate", at, 7_000, (rng.choice(REGIONS),)) for at in (5_000, 14_000, 23_000)]
+    return _scenario(
+        "worn",
+        (*cuts, Fault("failing", 2_000, 30_000, ("*",), {"rate": 0.8})),
+        (_load("flaky", 4.0, attempts=2, backoff_ms_base=5_000, backoff_ms_max=5_000),),
+    )
+
+
 def drained(seed: int) -> Scenario:
     """Operators drain one region after another, also while it is cut off, and requeue what died."""
     rng = _rng(seed, "drained")
@@ -184,7 +208,7 @@ def keyed(seed: int) -> Scenario:
     )
 
 
+_ALL: Final = (storm, calm, crashes, loss, skew, forgetful, deadlines, torn, parted, worn, drained, keyed)
+
 #: Name -> the scenario of a seed.
-GROUNDS: Final[dict[str, Callable[[int], Scenario]]] = {
-    ground.__name__: ground for ground in (storm, calm, crashes, loss, skew, forgetful, deadlines, torn, drained, keyed)
-}
+GROUNDS: Final[dict[str, Callable[[int], Scenario]]] = {ground.__name__: ground for ground in _ALL}
