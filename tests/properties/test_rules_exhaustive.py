@@ -55,6 +55,10 @@ RANDOM = [
           offsets=(9, 0, 3)),
     World("quorum, cancel wins", ACTS, regions=3, partition="quorum", cancel="wins", events=14, syncs=12, claims=5,
           grants=5),
+    World("quorum, two payloads", frozenset({"lose"}), regions=3, partition="quorum", payloads=(b"p", b"q", b"q"),
+          events=12, syncs=12, claims=5, grants=5, offsets=(2, 1, 0)),
+    World("quorum, own inputs", ACTS, regions=3, partition="quorum", own_inputs=True, events=14, syncs=12, claims=5,
+          grants=5),
     World("many attempts", frozenset({"no-effect"}), regions=3, events=10, syncs=16, claims=6),
 ]  # fmt: skip
 
