@@ -1,6 +1,7 @@
 """A program that has the trace and its documentation, and nothing of ours, can judge a run."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,10 @@ def judged(what, seed, folder, *mutants):
     """What the judge says of a run. It runs where it could not import anything of ours if it tried."""
     with (folder / "trace.jsonl").open("w") as out:
         World(what, seed, mutants=mutants, keep=False, trace_to=out).run()
+    return findings_of(folder)
+
+
+def findings_of(folder):
     done = subprocess.run(
         [sys.executable, "-I", "-S", str(JUDGE), "trace.jsonl"],
         cwd=folder,
@@ -75,6 +80,24 @@ def test_a_planted_bug_is_seen_in_the_trace_alone(name, family, tmp_path):
     bug = BY_NAME[name]
     findings = judged(GROUNDS[bug.ground](1), 1, tmp_path, bug)
     assert {finding.partition(":")[0] for finding in findings} >= {family}
+
+
+def test_tasks_under_a_quorum_are_found_exclusive(tmp_path):
+    cuts = [Fault("isolate", at, 12_000, (region,)) for at, region in ((4_000, "ap"), (20_000, "eu"), (36_000, "us"))]
+    load = Load("charge", Arrivals(per_s=3), options={"partition": "quorum"})
+    what = scenario(*cuts, loads=(load,), heal_ms=50_000, duration_ms=90_000)
+    assert judged(what, 1, tmp_path) == []
+    records = [json.loads(line) for line in (tmp_path / "trace.jsonl").read_text().splitlines()]
+    fences = {record["fence"] for record in records if record["kind"] == "effect.done"}
+    assert len(fences) > 1
+    assert 0 not in fences
+    last = next(record for record in reversed(records) if record["kind"] == "effect.done")
+    last["fence"] = 1
+    with (tmp_path / "trace.jsonl").open("w") as out:
+        again = next(record for record in records if record["kind"] == "effect.done")
+        last["task"] = again["task"]
+        out.writelines(json.dumps(record) + "\n" for record in records)
+    assert any("exclusivity" in finding for finding in findings_of(tmp_path))
 
 
 def test_what_was_lost_with_every_disk_that_had_it_is_no_broken_promise(tmp_path):

@@ -117,6 +117,9 @@ class Judge:
     def submissions(self, task):
         return [id for _, id, event in self.facts[task] if event["event"] == "Submitted"]
 
+    def policies(self, task):
+        return {event["options"]["partition"] for _, _, event in self.facts[task] if event["event"] == "Submitted"}
+
     def on_run_heal(self, record):
         self.healed = record["regions"]
 
@@ -153,7 +156,7 @@ class Judge:
                         self.wrong("one outcome", self.heads[node], f"{node} and {first} differ about {task}")
         for task, views in self.views.items():
             for view in views.values():
-                if view["state"] == "succeeded":
+                if view["state"] == "succeeded" and "quorum" not in self.policies(task):
                     self.right_winner(task, view)
 
     def right_winner(self, task, view):
@@ -178,11 +181,11 @@ class Judge:
     # Exclusivity ---------------------------------------------------------------------------------
 
     def one_at_a_time(self):
-        """A task that must not run on two sides has no attempt begun while one of another region is open; and the world
-        outside never meets a smaller fencing token after a larger one."""
+        """A task that waits for its owner has no attempt begun while one of another region is open. Under a quorum each
+        claim has a token, which is one region's; and the world outside never meets a smaller one after a larger one."""
         for task, facts in self.facts.items():
-            policies = {event["options"]["partition"] for _, _, event in facts if event["event"] == "Submitted"}
-            still = {}
+            policies = self.policies(task)
+            still, holders = {}, {}
             for seq, id, event in facts:
                 if event["event"] == "Ended":
                     still.pop(event["attempt"], None)
@@ -191,6 +194,10 @@ class Judge:
                     others = [other for other in still if other.partition("/")[0] != region]
                     if others and policies == {"wait"}:
                         self.wrong("exclusivity", self.records[seq], f"{id} of {task} begins while {others[0]} is open")
+                    if policies == {"quorum"} and region != holders.setdefault(event["token"], region):
+                        self.wrong("exclusivity", self.records[seq], f"two regions claim {task} under {event['token']}")
+                    if policies == {"quorum"} and not event["token"]:
+                        self.wrong("exclusivity", self.records[seq], f"{id} of {task} begins without a token")
                     still[id] = seq
         tokens = defaultdict(int)
         for record in self.records:
