@@ -3,11 +3,19 @@
 Drawing every option for every seed finds more than drawing from all options every time (Groce et al., "Swarm testing",
 ISSTA 2012): a run in which nothing but two kinds of fault happen, often, goes where a run with a little of everything
 never does. So each seed first draws *which* kinds of fault and load it has, and then uses those alone.
+
+Each thing is drawn from a stream of its own, and a seed's kinds are those of the smallest hashes of (seed, kind): a new
+kind of fault changes the seeds that get it, and leaves the scenarios of all others as they were.
+
+What is drawn can be done: load and bursts stay within what the weakest region's workers get done, so that a task that
+lies still after the healing is stuck, and not just behind a thousand others.
 """
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from hashlib import blake2b
 from typing import Any, Final
 
 from simulator.catalogue import CATALOGUE, Aim, FaultKind, Param
@@ -20,6 +28,10 @@ SETTLE_MS: Final = 3_000  # nothing goes wrong before everybody knows everybody
 KINDS_MAX: Final = 6
 FAULTS_MAX: Final = 12
 RATE_PER_S_MAX: Final = 3.0  # of all loads together
+UTILISATION_MAX: Final = 0.5  # of the weakest region's workers, bursts apart
+BURST_TASKS_MAX: Final = 300  # that one burst adds
+BURST_WORK_S_MAX: Final = 15.0  # for which one burst may keep a region's workers busy
+BURST_MS_MIN: Final = 200  # a shorter one meets nobody
 
 #: Where regions are: latitude and longitude. Seven of these are drawn at most.
 PLACES: Final[dict[str, tuple[float, float]]] = {
@@ -35,33 +47,32 @@ PLACES: Final[dict[str, tuple[float, float]]] = {
 }
 REGION_COUNTS: Final = (2, 3, 3, 4, 5, 5, 5, 6, 7)  # drawn from; most users have three or five
 MODEL_WEIGHTS: Final = {"noop": 2, "flaky": 2, "charge": 4, "dag": 2, "keyed": 2, "long": 2, "cancel_race": 2}
+#: Seconds that a worker's slot is taken by one arrival of a model, retries included.
+WORK_S: Final = {"noop": 0.02, "flaky": 0.1, "charge": 0.35, "dag": 0.4, "keyed": 0.15, "long": 5.0, "cancel_race": 0.3}
+assert WORK_S.keys() == MODEL_WEIGHTS.keys()
 
 
 def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
     """The scenario of this seed; `Scenario.drawn` says what was drawn."""
-    rng = random.Random(f"{seed}/swarm")  # noqa: S311 - chance, no secret
+    rng = _stream(seed, "world")
     names = rng.sample(sorted(PLACES), rng.choice(REGION_COUNTS))
-    regions = tuple(_region(rng, name) for name in names)
+    alike = rng.random() < 0.3
+    regions = tuple(Region(name) if alike else _region(rng, name) for name in names)
     heal_ms = round(duration_ms * FAULTY_SHARE)
-    kinds = sorted(rng.sample(sorted(CATALOGUE), rng.randint(1, KINDS_MAX)))
-    faults = [_fault(rng, CATALOGUE[rng.choice(kinds)], names, heal_ms) for _ in range(rng.randint(1, FAULTS_MAX))]
     healed: tuple[str, ...] = ()
     if len(names) > 2 and rng.random() < 0.15:  # a core alone: whoever is left out stays as it is
         healed = tuple(sorted(rng.sample(names, len(names) // 2 + 1)))
-    loads = _loads(rng)
-    settings = {
-        "lost_after_ms": rng.choice((1_500, 3_000, 3_000, 8_000)),
-        "heads_interval_ms": rng.choice((500, 2_000, 2_000, 5_000)),
-        "flush_ms": rng.choice((100, 1_000, 1_000, 5_000)),
-        "ended_kept_max": rng.choice((0, 10, 2_000)),
-        "retention_ms": rng.choice((1_000, 30_000, 86_400_000)),
-    }
-    links = Links(
-        rtt_ms=round(rng.uniform(5, 300)), jitter=rng.choice((0.0, 0.05, 0.5)), tail=rng.choice((0.0, 0.001, 0.02))
-    )
+    loads = _loads(_stream(seed, "loads"), regions)
+    kinds = _kinds(seed)
+    settings = _settings(_stream(seed, "settings"))
+    links = _links(_stream(seed, "links"))
+    faults = [
+        _fault(seed, place, kinds, names, heal_ms) for place in range(_stream(seed, "faults").randint(1, FAULTS_MAX))
+    ]
+    faults = [_bearable(fault, loads, regions) if fault.kind == "burst" else fault for fault in faults]
     drawn: dict[str, Any] = {
         "regions": len(names),
-        "distances": "places" if regions[0].place else f"{links.rtt_ms:g} ms",
+        "distances": f"{links.rtt_ms:g} ms" if alike else "places",
         "kinds": ", ".join(kinds),
         "faults": len(faults),
         "loads": ", ".join(f"{load.model} {load.arrivals.per_s:g}/s {load.arrivals.shape}" for load in loads),
@@ -70,7 +81,7 @@ def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
     }
     return Scenario(
         name=f"swarm {seed}",
-        regions=regions if rng.random() < 0.7 else tuple(Region(region.name) for region in regions),
+        regions=regions,
         links=links,
         loads=loads,
         plan=Plan((), heal_ms, healed).with_faults(faults),
@@ -78,6 +89,32 @@ def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
         disk_ms=rng.choice(((1.0, 1.0), (1.0, 4.0), (1.0, 4.0), (5.0, 40.0))),
         duration_ms=duration_ms,
         drawn=drawn,
+    )
+
+
+def _stream(seed: int, purpose: str) -> random.Random:
+    return random.Random(f"{seed}/swarm/{purpose}")  # noqa: S311 - chance, no secret
+
+
+def _kinds(seed: int) -> list[str]:
+    """The kinds of fault that this seed has."""
+    ranked = sorted(CATALOGUE, key=lambda kind: blake2b(f"{seed}/{kind}".encode(), digest_size=8).digest())
+    return sorted(ranked[: _stream(seed, "kinds").randint(1, KINDS_MAX)])
+
+
+def _settings(rng: random.Random) -> dict[str, Any]:
+    return {
+        "lost_after_ms": rng.choice((1_500, 3_000, 3_000, 8_000)),
+        "heads_interval_ms": rng.choice((500, 2_000, 2_000, 5_000)),
+        "flush_ms": rng.choice((100, 1_000, 1_000, 5_000)),
+        "ended_kept_max": rng.choice((0, 10, 2_000)),
+        "retention_ms": rng.choice((1_000, 30_000, 86_400_000)),
+    }
+
+
+def _links(rng: random.Random) -> Links:
+    return Links(
+        rtt_ms=round(rng.uniform(5, 300)), jitter=rng.choice((0.0, 0.05, 0.5)), tail=rng.choice((0.0, 0.001, 0.02))
     )
 
 
@@ -92,12 +129,14 @@ def _region(rng: random.Random, name: str) -> Region:
     )
 
 
-def _loads(rng: random.Random) -> tuple[Load, ...]:
+def _loads(rng: random.Random, regions: tuple[Region, ...]) -> tuple[Load, ...]:
+    """What users do. Arrivals are spread over the regions: each must get its share done."""
     models = rng.choices(sorted(MODEL_WEIGHTS), [MODEL_WEIGHTS[m] for m in sorted(MODEL_WEIGHTS)], k=rng.randint(1, 3))
     loads = []
     for model in sorted(set(models)):
         shape = rng.choice(("constant", "poisson", "poisson", "bursty"))
-        per_s = round(rng.uniform(0.2, RATE_PER_S_MAX / len(models)), 2)
+        able_per_s = UTILISATION_MAX * len(regions) * _slots(regions) / WORK_S[model] / len(models)
+        per_s = round(min(able_per_s, rng.uniform(0.2, RATE_PER_S_MAX / len(models))), 2)
         options: dict[str, Any] = {}
         if rng.random() < 0.3:
             options["partition"] = rng.choice(("wait", "takeover"))
@@ -109,7 +148,27 @@ def _loads(rng: random.Random) -> tuple[Load, ...]:
     return tuple(loads)
 
 
-def _fault(rng: random.Random, kind: FaultKind, names: list[str], heal_ms: int) -> Fault:
+def _slots(regions: tuple[Region, ...]) -> int:
+    """How many attempts the weakest region runs at a time."""
+    return min(region.workers * region.credits for region in regions)
+
+
+def _bearable(burst: Fault, loads: tuple[Load, ...], regions: tuple[Region, ...]) -> Fault:
+    """The burst, tamed and cut short where it would bring more than its regions get done: see `BURST_TASKS_MAX`."""
+    per_s = sum(load.arrivals.per_s for load in loads) / len(regions)  # in one region
+    work_per_s = sum(load.arrivals.per_s * WORK_S[load.model] for load in loads) / len(regions)
+    able_work_s = BURST_WORK_S_MAX * _slots(regions)
+    # One arrival may be all that it multiplies.
+    extra = min(burst.number("factor") - 1, able_work_s / max(WORK_S[load.model] for load in loads))
+    targets = len(regions) if "*" in burst.targets else len(burst.targets)
+    able_s = min(BURST_TASKS_MAX / (per_s * targets), able_work_s / work_per_s) / max(extra, 0.1)
+    duration_ms = max(BURST_MS_MIN, min(burst.duration_ms, round(able_s * 1_000)))
+    return replace(burst, duration_ms=duration_ms, params={**burst.params, "factor": round(1 + extra, 3)})
+
+
+def _fault(seed: int, place: int, kinds: list[str], names: list[str], heal_ms: int) -> Fault:
+    rng = _stream(seed, f"fault {place}")
+    kind = CATALOGUE[rng.choice(kinds)]
     start_ms = rng.randint(min(SETTLE_MS, heal_ms // 2), max(SETTLE_MS, heal_ms - 2_000))
     duration_ms = 0
     if not kind.instant:

@@ -200,10 +200,12 @@ class Submitter:
                     f"load model {load.model!r} is none of {', '.join(MODELS)}, and not 'task:NAME'"
                 ) from None
 
-    def arrive(self) -> None:
-        """One arrival, somewhere."""
+    def arrive(self, region: str = "") -> str:
+        """One arrival: in that region, or somewhere. Returns where."""
         self._count += 1
-        self._submit(self._rng.choice(self._regions), self._count)
+        region = region or self._rng.choice(self._regions)
+        self._submit(region, self._count)
+        return region
 
     def _spec(self, name: str, *args: Any, **options: Any) -> TaskSpec:
         payload = encode_arguments(name, args, options.pop("kwargs", {}))

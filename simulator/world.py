@@ -234,13 +234,11 @@ class World:
 
     def _arrive(self, size: int, comings: Any, submitter: Submitter, load: Load) -> None:
         for _ in range(size):
-            submitter.arrive()
-        for region in load.regions or tuple(self.regions):
+            region = submitter.arrive()
             for active in self.mischief.get((region, "burst"), ()):
                 active.hit(region, "more came")
                 for _ in range(round(active.fault.number("factor") - 1)):
-                    submitter.arrive()
-                break
+                    submitter.arrive(region)
         self._next_arrival(comings, submitter, load)
 
     def _heal(self) -> None:
