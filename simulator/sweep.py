@@ -16,10 +16,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
@@ -127,16 +129,20 @@ def sweep(
 ) -> Summary:
     """Play the seeds, in as many processes as `jobs` says, until all are done or `time_s` is over (0: no limit).
 
-    Ctrl-C ends it, with what was found so far.
+    Ctrl-C or SIGTERM ends it at once, with what was found so far, and leaves no process behind.
     """
     summary = Summary()
     began = time.monotonic()
     try:
-        for outcome in _outcomes(source, _until(seeds, began + time_s if time_s else None), jobs):
-            summary.add(outcome, source)
-            summary.real_s = time.monotonic() - began
-            if on_outcome is not None:
-                on_outcome(outcome, summary)
+        with (
+            _ended_by_sigterm(),
+            closing(_outcomes(source, _until(seeds, began + time_s if time_s else None), jobs)) as played,
+        ):
+            for outcome in played:
+                summary.add(outcome, source)
+                summary.real_s = time.monotonic() - began
+                if on_outcome is not None:
+                    on_outcome(outcome, summary)
     except KeyboardInterrupt:
         summary.interrupted = True
     summary.real_s = time.monotonic() - began
@@ -151,14 +157,14 @@ def _until(seeds: Sequence[int], end_s: float | None) -> Iterator[int]:
         yield seed
 
 
-def _outcomes(source: Source, seeds: Iterator[int], jobs: int) -> Iterator[Outcome]:
+def _outcomes(source: Source, seeds: Iterator[int], jobs: int) -> Generator[Outcome, None, None]:
     one = partial(outcome_of, source)
     if jobs <= 1:
         for seed, twice in zip(seeds, _again(), strict=False):
             yield one(seed, twice)
         return
     again = _again()
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _ignore_interrupts)
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin_worker)
     running: set[Future[Outcome]] = set()
     try:
         for seed in seeds:
@@ -186,8 +192,32 @@ def _again() -> Iterator[bool]:
             yield False
 
 
-def _ignore_interrupts() -> None:
+def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and ends us
+    signal.signal(signal.SIGTERM, _end_worker)
+
+
+def _end_worker(_signal: int, _frame: object) -> None:
+    for child in _children:
+        child.kill()  # it ignores interrupts, as we do
+    os._exit(1)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what it surrounds as Ctrl-C does; worker processes would outlive us otherwise."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+
+    def end(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def outcome_of(source: Source, seed: int, again: bool = False) -> Outcome:
@@ -221,6 +251,8 @@ def outcome_of(source: Source, seed: int, again: bool = False) -> Outcome:
 
 # Elsewhere ---------------------------------------------------------------------------------------
 
+_children: Final[list[subprocess.Popen[str]]] = []  # under way: ended with us
+
 
 def _same_elsewhere(source: Source, seed: int, trace_hash: str) -> tuple[bool, str]:
     told = _run_elsewhere(source, seed, "trio")
@@ -244,18 +276,22 @@ def _run_elsewhere(source: Source, seed: int, kernel: str, trace: Path | None = 
         arguments += ["--time", f"{source.duration_ms}ms"]
     if trace is not None:
         arguments += ["--trace", str(trace)]
-    done = subprocess.run(  # noqa: S603 - ourselves
-        [sys.executable, "-m", "regions.cli", "sim", "run", *arguments],
-        env={**os.environ, "PYTHONHASHSEED": hash_seed},
-        capture_output=True,
-        text=True,
-        timeout=AGAIN_S_MAX,
-        check=False,
-    )
+    command = [sys.executable, "-m", "regions.cli", "sim", "run", *arguments]
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as child:  # noqa: S603 - ourselves
+        _children.append(child)
+        try:
+            stdout, stderr = child.communicate(timeout=AGAIN_S_MAX)
+        except subprocess.TimeoutExpired:
+            return f"a fresh process took longer than {AGAIN_S_MAX} s"
+        finally:
+            child.kill()  # nothing happens to one that has ended
+            _children.remove(child)
     try:
-        return str(json.loads(done.stdout)["trace_hash"])
+        return str(json.loads(stdout)["trace_hash"])
     except (ValueError, KeyError):
-        return f"a fresh process ended with {done.returncode} and said: {done.stderr.strip()[-500:]}"
+        return f"a fresh process ended with {child.returncode} and said: {stderr.strip()[-500:]}"
 
 
 def first_difference(one: Path, other: Path) -> str:

@@ -37,7 +37,8 @@ def sweep(
     """Play many seeds and judge them all; play a share of them again elsewhere and compare.
 
     Exit 1 on a violation, on a seed that came out differently when it was played again in a fresh process, and (from
-    500 seeds of the swarm on) on a fault that never met an invariant that it can meet.
+    500 seeds of the swarm on) on a fault that never met an invariant that it can meet. Ctrl-C ends it at once, with
+    what was found so far, and exit 130.
     """
     from regions.execution.registry import load_app
     from simulator.source import SWARM, Source

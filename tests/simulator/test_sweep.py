@@ -1,6 +1,13 @@
 """Sweeps: every seed judged, a share of them played again elsewhere, and an exit code that says so."""
 
 import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -111,6 +118,49 @@ def test_a_sweep_in_worker_processes_on_the_command_line(quiet):
     assert json.loads(done.stdout)["seeds"] == 6
 
 
+def _alive_in(group: int) -> list[str]:
+    """The processes of a group that have not ended."""
+    told = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    lines = [line.split(None, 2) for line in told.splitlines()]
+    return [args for pgid, state, args in lines if int(pgid) == group and not state.startswith("Z")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_an_interrupted_sweep_ends_at_once_and_says_what_it_found(quiet, jobs, signalled):
+    """As on a terminal: Ctrl-C reaches every process of the group, and the sweep is left by none of them."""
+    screen, stderr = pty.openpty()
+    command = [sys.executable, "-m", "regions.cli", "sim", "sweep", "--scenario", quiet]
+    command += ["--seeds", "0..99999", "--jobs", jobs, "-o", "json"]
+    sweeping = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(stderr)
+    shown = b""
+    while not re.search(rb"[1-9]\d*/100000", shown):  # the bar: seeds are coming in
+        shown += os.read(screen, 4_096)
+    if signalled == signal.SIGINT:
+        os.killpg(sweeping.pid, signal.SIGINT)
+    else:
+        sweeping.terminate()
+    stdout, _ = sweeping.communicate(timeout=30)
+    told = json.loads(stdout)
+    assert sweeping.returncode == 130
+    assert 1 <= told["seeds"] < 99_999
+    assert told["violations"] == []
+    os.close(screen)
+    left_by = time.monotonic() + 20
+    while left := _alive_in(sweeping.pid):
+        assert time.monotonic() < left_by, left
+        time.sleep(0.05)
+
+
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", scenario_toml.names())
 def test_every_scenario_passes_on_one_seed_and_comes_out_the_same_elsewhere(name):
@@ -121,6 +171,7 @@ def test_every_scenario_passes_on_one_seed_and_comes_out_the_same_elsewhere(name
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_800)  # long_isolation plays an hour, 20 times
 @pytest.mark.parametrize("name", scenario_toml.names())
 def test_every_scenario_passes_on_twenty_seeds(name):
     summary = sweep(Source(name), range(20))
