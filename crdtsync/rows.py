@@ -231,7 +231,7 @@ class Rows:
                 old = marks.popleft()
             if old is None:
                 continue
-            self.floor[writer] = Floor(old.number, old.hash, old.stamp)
+            self._raise_floor(writer, Floor(old.number, old.hash, old.stamp))
             here.log.dropped(writer, old.number)
             here.outbox.next.drop.append((here.domain, writer, old.number))
             here.outbox.next.meta[f"floor/{here.domain}"] = codec.encode(self._floor_state())
@@ -239,6 +239,11 @@ class Rows:
             self._sizes[writer] -= old.bytes
             self._marks[writer] = deque(mark._replace(bytes=mark.bytes - old.bytes) for mark in marks)
             here.notify("info", "log.dropped", writer=writer, upto=old.number, bytes=old.bytes)
+
+    def _raise_floor(self, writer: WriterId, floor: Floor) -> None:
+        """The floor never goes back: below a snapshot's lie commits that our own disk still has, dropped only later."""
+        if writer not in self.floor or floor.number > self.floor[writer].number:
+            self.floor[writer] = floor
 
     def _floor_state(self) -> Any:
         """The floor in the form of `DomainLog.export_state`."""
@@ -278,8 +283,7 @@ class Rows:
             here.documents.join((here.domain, task, name), content)
         here.log.adopt(floor)
         for writer, number, last_hash, stamp in floor[2]:
-            if number > self.floor.get(writer, Floor(0, b"", 0)).number:
-                self.floor[writer] = Floor(number, last_hash, stamp)
+            self._raise_floor(writer, Floor(number, last_hash, stamp))
             self._settlement.skip(writer, number)
             here.log.dropped(writer, number)
         here.outbox.next.meta[f"floor/{here.domain}"] = codec.encode(self._floor_state())

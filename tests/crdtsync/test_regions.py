@@ -296,6 +296,36 @@ def test_facts_of_a_snapshot_that_run_ahead_of_the_heads_start_nothing_even_afte
     assert cluster.state("eu", task) == "succeeded"
 
 
+def test_the_floor_of_a_log_does_not_go_back_when_older_commits_are_dropped_after_a_snapshot() -> None:
+    """Found in swarm seed 17: an old copy of a disk took a snapshot, then dropped the commits that it still had from
+    below the snapshot's floor, and took *their* end for its floor. What lies between it could send to nobody."""
+    cluster = Cluster(*REGIONS, tasks={"noop": succeed}, retention_ms=6_000)
+    node = cluster.nodes[RegionId("eu")]
+    tasks = [cluster.submit("us") for _ in range(3)]
+    cluster.run_for(2_000)
+    old = copy.deepcopy(node.store)  # with the first commits of us, too young to be dropped
+    tasks += [cluster.submit("us") for _ in range(3)]
+    cluster.run_for(15_000)
+    tasks.append(cluster.submit("us"))  # stays above every floor for a while
+    cluster.run_for(100)
+    cluster.crash("eu")
+    node.store = old
+    node.store._open = False
+    cluster.restart("eu")
+    for _ in range(20_000):
+        cluster.run_for(1)
+        if any(notice.what == "snapshot.adopted" for notice in node.notices):
+            break
+    assert node.replica is not None
+    adopted = node.replica._rows.floor_heads
+    for _ in range(200):
+        cluster.run_for(100)
+        assert node.replica._rows.floor_heads.covers(adopted)
+    assert not node.replica._here.log.gaps()
+    assert cluster.converge()
+    assert {cluster.state("eu", task) for task in tasks} == {"succeeded"}
+
+
 @pytest.mark.parametrize("restarts", [1, 4])
 @pytest.mark.parametrize("clock_back_ms", [0, 10**6])
 def test_a_disk_that_forgot_its_last_starts_is_heard_all_the_same(restarts: int, clock_back_ms: int) -> None:
