@@ -41,6 +41,7 @@ from crdtsync.region import RegionState
 
 CUT_BYTES_MAX: Final = 1 << 16
 AHEAD_BYTES_MAX: Final = 1 << 22
+GONE_MS: Final = 10_000  # how long nobody must have a commit that was acknowledged, before it is given up
 CATCH_UP_MS: Final = 10_000  # after a heal, how long older work waits at most for the peer's side of the story
 
 
@@ -66,6 +67,7 @@ class Neighbours:
         self._keeper = keeper
         self._restored = restored
         self._wanted = Heads()  # of our own node's writers, as far as anybody knows them
+        self._gone_since_ms: int | None = None  # since when no member has some of that
         self._known_more = False  # a peer knew commits of ours that our disk lacked: it is old, or a copy
         self._ancestors: frozenset[WriterId] = frozenset()
         self._opened_stamp = 0
@@ -275,10 +277,33 @@ class Neighbours:
 
     def recover(self) -> None:
         """Acknowledge again once every member has answered and all that they know of us is here."""
-        if self.gossip.recovering and not self.unanswered and self._caught_up:
+        if not self.gossip.recovering or self.unanswered:
+            return
+        if not self._caught_up:
+            self._give_up_what_is_gone()
+        if self._caught_up:
             self.gossip.recovering = False
             self._here.notify("info", "start.recovered")
             self._acknowledge()
+
+    def _give_up_what_is_gone(self) -> None:
+        """What we had acknowledged may have stood on lost disks alone (a clone's that was switched off, and others'):
+        it is waited for while any member may have it, and no longer (docs/decisions/0010)."""
+        here = self._here
+        held = here.log.have
+        for region in here.membership.linked:
+            theirs = here.log.have if region == here.me else self.gossip.peer_have(region, here.domain)
+            if theirs is None:
+                self._gone_since_ms = None
+                return
+            held = held.join(theirs)
+        if held.covers(self._wanted):
+            self._gone_since_ms = None
+        elif self._gone_since_ms is None:
+            self._gone_since_ms = here.now.mono_ms
+        elif here.now.mono_ms - self._gone_since_ms >= GONE_MS:
+            here.alarm("commits.lost", lacking=[list(span) for span in held.lacking(self._wanted)])
+            self._wanted = self._wanted.meet(held)
 
     @property
     def _runs_ahead(self) -> bool:

@@ -10,7 +10,9 @@ import pytest
 
 from crdtsync import commands as c
 from crdtsync import effects as e
-from crdtsync.identifiers import RegionId, TaskId
+from crdtsync.identifiers import RegionId, TaskId, WriterId
+from crdtsync.log.heads import Heads
+from crdtsync.log.stability import Ack
 from crdtsync.protocol.codec import decode, decode_value
 from crdtsync.scheduling.placement import rendezvous_order
 from regions.storage.memory import MemoryStore
@@ -263,6 +265,34 @@ def test_an_old_copy_ends_no_attempt_whose_end_a_peer_may_know() -> None:
     record = cluster.show("eu", task)
     assert record["state"] == "succeeded"
     assert not record["conflicts"]
+
+
+def test_what_was_acknowledged_and_nobody_has_any_more_is_not_waited_for_for_ever() -> None:
+    """Found in swarm seed 34: clones of two regions had heard each other, and were switched off. Whoever they had
+    acknowledged in the name of waited for their commits, acknowledged nothing and started nothing older, for good."""
+    cluster = Cluster(*REGIONS, tasks={"noop": succeed})
+    task = cluster.submit("eu", delay_ms=20_000, partition="wait")
+    cluster.run_for(1_000)
+    eu, us = cluster.nodes[RegionId("eu")].replica, cluster.nodes[RegionId("us")].replica
+    assert eu is not None
+    assert us is not None
+    ghost = Heads({WriterId("ap/a#7-00000000000000ff"): 3})
+    heard = us._here.stability.latest()[RegionId("eu")]
+    ack = Ack(RegionId("eu"), eu.writer, heard.ack.own_number + 1, heard.ack.heads.join(ghost))
+    us._here.stability.offer(ack, heard.mono_ms)  # as from a clone of eu
+    cluster.crash("eu")
+    cluster.isolate("ap")
+    cluster.restart("eu")
+    cluster.run_for(15_000)  # ap may have it
+    cluster.heal()
+    cluster.run_for(8_000)
+    assert cluster.alarms() == []
+    assert cluster.state("eu", task) == "waiting"
+    cluster.run_for(20_000)
+    assert [alarm.what for alarm in cluster.alarms()] == ["commits.lost"]
+    assert {cluster.state(region, task) for region in REGIONS} == {"succeeded"}
+    assert cluster.status("eu")["recovering"] == []
+    assert all(cluster.show(region, task)["settled"] for region in REGIONS)
 
 
 def test_facts_of_a_snapshot_that_run_ahead_of_the_heads_start_nothing_even_after_a_restart() -> None:
