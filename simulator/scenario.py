@@ -97,7 +97,8 @@ class Load:
     """What users do: one stream of requests.
 
     Attributes:
-        model: A built-in model (see `workload.MODELS`: noop, flaky, charge, dag, keyed, long, cancel_race), or
+        model: A built-in model (see `workload.MODELS`: noop, flaky, doomed, charge, dag, keyed, long,
+            cancel_race), or
             "task:NAME" to submit the task NAME of the scenario's own app.
         regions: Where they are submitted, at random; everywhere if empty.
         args, kwargs: Of "task:NAME". The text "{n}" in a value becomes the number of the arrival.

@@ -27,6 +27,8 @@ FAULTY_SHARE: Final = 0.55  # of the time: the rest is for healing, convergence 
 SETTLE_MS: Final = 3_000  # nothing goes wrong before everybody knows everybody
 KINDS_MAX: Final = 6
 FAULTS_MAX: Final = 12
+DRAINED_SHARE: Final = 0.35  # of the seeds: an operator drains a region or some
+REDRIVEN_SHARE: Final = 0.6  # of the seeds that have tasks which die: an operator requeues them
 RATE_PER_S_MAX: Final = 3.0  # of all loads together
 UTILISATION_MAX: Final = 0.5  # of the weakest region's workers, bursts apart
 BURST_TASKS_MAX: Final = 300  # that one burst adds
@@ -46,9 +48,27 @@ PLACES: Final[dict[str, tuple[float, float]]] = {
     "za": (-33.9, 18.4),
 }
 REGION_COUNTS: Final = (2, 3, 3, 4, 5, 5, 5, 6, 7)  # drawn from; most users have three or five
-MODEL_WEIGHTS: Final = {"noop": 2, "flaky": 2, "charge": 4, "dag": 2, "keyed": 2, "long": 2, "cancel_race": 2}
+MODEL_WEIGHTS: Final = {
+    "noop": 2,
+    "flaky": 2,
+    "doomed": 3,
+    "charge": 4,
+    "dag": 2,
+    "keyed": 2,
+    "long": 2,
+    "cancel_race": 3,
+}
 #: Seconds that a worker's slot is taken by one arrival of a model, retries included.
-WORK_S: Final = {"noop": 0.02, "flaky": 0.1, "charge": 0.35, "dag": 0.4, "keyed": 0.15, "long": 5.0, "cancel_race": 0.3}
+WORK_S: Final = {
+    "noop": 0.02,
+    "flaky": 0.1,
+    "doomed": 0.1,
+    "charge": 0.35,
+    "dag": 0.4,
+    "keyed": 0.15,
+    "long": 5.0,
+    "cancel_race": 0.3,
+}
 assert WORK_S.keys() == MODEL_WEIGHTS.keys()
 
 
@@ -69,6 +89,7 @@ def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
     faults = [
         _fault(seed, place, kinds, names, heal_ms) for place in range(_stream(seed, "faults").randint(1, FAULTS_MAX))
     ]
+    faults += _operations(seed, names, loads, heal_ms)
     faults = [_bearable(fault, loads, regions) if fault.kind == "burst" else fault for fault in faults]
     drawn: dict[str, Any] = {
         "regions": len(names),
@@ -100,6 +121,17 @@ def _kinds(seed: int) -> list[str]:
     """The kinds of fault that this seed has."""
     ranked = sorted(CATALOGUE, key=lambda kind: blake2b(f"{seed}/{kind}".encode(), digest_size=8).digest())
     return sorted(ranked[: _stream(seed, "kinds").randint(1, KINDS_MAX)])
+
+
+def _operations(seed: int, names: list[str], loads: tuple[Load, ...], heal_ms: int) -> list[Fault]:
+    """What operators do, beside whatever else happens: offers and requeues meet the faults only if there are any."""
+    rng = _stream(seed, "operators")
+    done = []
+    if rng.random() < DRAINED_SHARE:
+        done.append(_fault(seed, "drain", ["drain"], names, heal_ms))
+    if any(load.model == "doomed" for load in loads) and rng.random() < REDRIVEN_SHARE:
+        done.append(Fault("redrive", rng.randint(heal_ms // 2, max(heal_ms // 2, heal_ms - 1_000)), targets=("*",)))
+    return done
 
 
 def _settings(rng: random.Random) -> dict[str, Any]:
@@ -166,7 +198,7 @@ def _bearable(burst: Fault, loads: tuple[Load, ...], regions: tuple[Region, ...]
     return replace(burst, duration_ms=duration_ms, params={**burst.params, "factor": round(1 + extra, 3)})
 
 
-def _fault(seed: int, place: int, kinds: list[str], names: list[str], heal_ms: int) -> Fault:
+def _fault(seed: int, place: int | str, kinds: list[str], names: list[str], heal_ms: int) -> Fault:
     rng = _stream(seed, f"fault {place}")
     kind = CATALOGUE[rng.choice(kinds)]
     start_ms = rng.randint(min(SETTLE_MS, heal_ms // 2), max(SETTLE_MS, heal_ms - 2_000))

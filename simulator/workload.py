@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 KEYS: Final = 20  # of the model "keyed": few enough to collide
 LONG_STEPS: Final = 10
 QUICK: Final = Retry(attempts=5, base=0.2, cap=2.0)
+SOON_OVER: Final = Retry(attempts=2, base=0.2, cap=2.0)
 
 
 @dataclass(slots=True)
@@ -104,6 +105,13 @@ def build_app(world: World) -> App:
         rng = await work(ctx, 0.05)
         if rng.random() < failing:
             raise PermanentError("not today") if rng.random() < 0.05 else RuntimeError("try again")
+        return n
+
+    @app.task(retry=SOON_OVER)
+    async def doomed(ctx: Context, n: int = 0, failing: float = 0.7) -> int:
+        rng = await work(ctx, 0.05)
+        if rng.random() < failing:
+            raise RuntimeError("not this time either")
         return n
 
     @app.task(compensate="refund", retry=QUICK)
@@ -189,6 +197,7 @@ class Submitter:
                 self._submit = {
                     "noop": self._plain,
                     "flaky": self._plain,
+                    "doomed": self._plain,
                     "long": self._plain,
                     "charge": self._charge,
                     "dag": self._dag,
@@ -279,5 +288,5 @@ def _filled(value: Any, n: int) -> Any:
     return value.replace("{n}", str(n)) if isinstance(value, str) else value
 
 
-MODELS: Final = ("noop", "flaky", "charge", "dag", "keyed", "long", "cancel_race")
+MODELS: Final = ("noop", "flaky", "doomed", "charge", "dag", "keyed", "long", "cancel_race")
 _SPEC_FIELDS: Final = frozenset(TaskSpec.__struct_fields__)
