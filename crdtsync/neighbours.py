@@ -76,7 +76,7 @@ class Neighbours:
         # A snapshot brought facts ahead of the heads, up to here. Kept on disk, as they are.
         self._until: Heads | None = None
         self._incoming: set[RegionId] = set()  # peers whose snapshot's rows are coming in, ahead of their heads
-        self.twin: WriterId | None = None  # another living incarnation of this node: claim nothing
+        self.twin: WriterId | None = None  # another living incarnation of this node: claim and acknowledge nothing
         settings = here.settings
         self.gossip = Gossip(
             here.me,
@@ -169,8 +169,9 @@ class Neighbours:
     def _acknowledge(self) -> None:
         here = self._here
         applied, _ = self._durable
-        ack = Ack(here.me, here.writer, here.log.durable_have[here.writer], applied)
-        self.gossip.acknowledge(here.domain, ack, here.now)
+        if self.twin is None:  # the other process of this region may be writing what it has not seen
+            ack = Ack(here.me, here.writer, here.log.durable_have[here.writer], applied)
+            self.gossip.acknowledge(here.domain, ack, here.now)
         here.stability.advance(here.log.applied)
 
     def folded(self, commit: Commit) -> None:

@@ -87,6 +87,7 @@ class Chronicle:
         self.nodes: dict[str, NodeLife] = {}
         self.lost: dict[tuple[str, int], None] = {}  # were durable once, and a disk lost them
         self.moved_us = 0  # when a commit was last written, anywhere
+        self.copied_us: dict[str, int] = {}  # region -> when a second process of it was first started
         self.claimed_us: dict[str, int] = {}  # region -> when it last started anything
         self.world: World = None  # type: ignore[assignment]  # set by `begin`
         self._own: dict[str, Written] = {}  # writer -> its newest commit
@@ -130,6 +131,7 @@ class Chronicle:
     def _start(self, record: Record) -> None:
         life = self.node(record.node)
         if not life.writer and "~" in record.node:  # a clone begins with what the disk had
+            self.copied_us.setdefault(region_of_node(record.node), record.at_us)
             life.on_disk = dict(told(record, "heads"))
             node = self.world.nodes.get(record.node)
             life.floor = {} if node is None else peek.floor(node)
@@ -220,10 +222,18 @@ class Chronicle:
             life.ahead = _join(life.ahead or {}, donor.on_disk, donor.applied)
         life.donor = ""
 
-    @property
-    def rolled_back(self) -> bool:
-        """Whether some disk lost what had been durable on it."""
-        return any(life.restored for life in self.nodes.values())
+    def is_doubtful(self, task: bytes) -> bool:
+        """Whether a region that had a hand in this task ran on a disk that had gone back, or twice at one time.
+
+        The honest limits of settlement (rules.md; decision 0011): what one process of a region acknowledged, the other
+        had not seen, and may have written against it.
+        """
+        back = {region_of_node(name) for name, life in self.nodes.items() if life.restored}
+        for fact in self.tasks.get(task, ()):
+            region = _region(fact.id.writer)
+            if region in back or fact.at_us >= self.copied_us.get(region, fact.at_us + 1):
+                return True
+        return False
 
     # Causality -------------------------------------------------------------------------------------
 

@@ -107,7 +107,7 @@ class Conflicts(Family):
         if before.submitted.options.partition == "wait":
             return ""
         winner = before.attempt(before.winner)
-        if winner is None or winner.end is None or self.chronicle.node(winner.region).restored:
+        if winner is None or winner.end is None or self.chronicle.is_doubtful(before.submitted.task):
             return ""
         lacking = self.chronicle.lacking(winner.end[0])
         return f"the success is not settled: {', '.join(lacking)} never had it" if lacking else ""

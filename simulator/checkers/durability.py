@@ -18,7 +18,7 @@ NEVER_DURABLE: Final = "not yet on disk"
 
 
 class Durability(Family):
-    kinds = ("client.answer", "commit", "disk.write", "disk.lost", "node.start", "task.assigned")
+    kinds = ("client.answer", "commit", "disk.write", "disk.lost", "node.start", "notify", "task.assigned")
     invariants = ("DUR-1", "DUR-2", "LOG-1", "LOG-2", "LOG-3", "LOG-4", "LOG-5", "LOG-7")
 
     def __init__(self, chronicle: Chronicle) -> None:
@@ -42,6 +42,9 @@ class Durability(Family):
                             self._gone[writer, number] = record.seq
             case "node.start":
                 self._start(record)
+            case "notify":
+                if record.id == "commits.lost":
+                    self._given_up(record)
             case "task.assigned":
                 self._assigned(record)
 
@@ -205,6 +208,18 @@ class Durability(Family):
                 events=(record.seq,),
                 about=record.id,
             )
+
+    def _given_up(self, record: Record) -> None:
+        """What a node calls lost for good is on no member's disk."""
+        for writer, _, last in record.subject.facts["lacking"]:
+            for name in self.world.scenario.names:
+                if self.chronicle.on_disk(name, writer, last):
+                    self.fail(
+                        "DUR-2",
+                        f"{record.node} gives up the commits of {writer} up to {last}, which {name} has on its disk",
+                        events=(record.seq,),
+                        about=(record.node, writer),
+                    )
 
     # Promises --------------------------------------------------------------------------------------
 

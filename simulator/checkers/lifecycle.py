@@ -78,8 +78,7 @@ class Lifecycle(Family):
             # What was settled by one end of an attempt stays so if that is ended again.
             ways = [[end] for end in winner.successes] if winner is not None else [[fact.id for fact in known]]
             lacks = [sorted({name for id in way for name in self.chronicle.lacking(id)}) for way in ways]
-            # A disk that went back without notice may reopen what was settled: an honest limit (rules.md).
-            if all(lacks) and not (winner is not None and self.chronicle.node(winner.region).restored):
+            if all(lacks) and not self.chronicle.is_doubtful(row.task):
                 self.fail(
                     "TASK-4",
                     f"{record.node} calls {named(row.task)} settled as {row.state}, though {', '.join(lacks[0])} "
@@ -102,7 +101,7 @@ class Lifecycle(Family):
         known = self._settled.get(task)
         if known is None or known[1] == "dead":  # only a requeue or a cancel moves on from a settled death
             self._settled[task] = (record.node, state, outcome, record.seq)
-        elif (known[1], known[2]) != (state, outcome) and not self.chronicle.rolled_back:
+        elif (known[1], known[2]) != (state, outcome) and not self.chronicle.is_doubtful(task):
             self.fail(
                 "TASK-4",
                 f"{named(task)} was settled as {known[1]} {known[2]} in {known[0]}, and {record.node} says "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from crdtsync.identifiers import region_of
 from simulator.checkers.chronicle import Chronicle, Family, named, told
 from simulator.checkers.peek import own_time_ms, physical_ms, stamps, true_ms
 from simulator.trace import Record
@@ -87,19 +88,27 @@ class Liveness(Family):
         names = {node.name for node in healed if node.replica is not None}
         whole = len(names) == len(world.scenario.names)
         now_us = world.kernel.now_us
-        if any(abs(own_time_ms(node) - true_ms(now_us)) > node.settings.max_skew_ms for node in healed):
-            return  # what is stamped ahead of somebody's time waits for it, and so do its retries
-        if not all(stamps(node) for node in healed):
-            return  # whoever stamps nothing starts nothing either
+        off = {
+            node.region
+            for node in healed
+            if not stamps(node) or abs(own_time_ms(node) - true_ms(now_us)) > node.settings.max_skew_ms
+        }
         since_us = max(world.scenario.plan.healed_ms * 1_000, 0)
         for task, shown in self._views.items():
             here = [record for region, record in shown.items() if region in names]
             if not here:
                 continue
             self.judged_task("LIVE-TASK", task)
-            still = [record for record in here if told(record, "state") in ("waiting", "running", "cancelling")]
+            still = [
+                record
+                for record in here
+                if told(record, "state") in ("waiting", "running", "cancelling")
+                and region_of_node(record.node) not in off
+            ]
             moved = max([since_us, *(fact.at_us for fact in self.chronicle.tasks.get(task, ()))])
-            if still and now_us - moved > STUCK_US and whole and not self._excused(still[0]):
+            if not still or not whole or now_us - moved <= STUCK_US or self._held_back(task, still[0], off):
+                continue
+            if not self._excused(still[0]):
                 self.fail(
                     "LIVE-TASK",
                     f"{named(task)} is {still[0]['state']} in {still[0].node}, and nothing has happened to it for "
@@ -107,6 +116,18 @@ class Liveness(Family):
                     task=task,
                     events=(still[0].seq,),
                 )
+
+    def _held_back(self, task: bytes, record: Record, off: set[str]) -> bool:
+        """Whether a clock that is off keeps it: who is off may stamp nothing, and what is stamped ahead of others' time
+        waits there until it has come."""
+        submitted = record.subject.submitted
+        if not off or submitted is None:
+            return False
+        writers = {region_of(fact.id.writer) for fact in self.chronicle.tasks.get(task, ())}
+        # Nothing settles before everybody has applied what everybody wrote.
+        return (
+            record.subject.owner in off or not off.isdisjoint(writers) or any(settled for _, settled in submitted.after)
+        )
 
     def _excused(self, record: Record) -> bool:
         """Whether it waits for something that may still come: its time, a parent, a handler that runs."""

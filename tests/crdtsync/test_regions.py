@@ -267,6 +267,23 @@ def test_an_old_copy_ends_no_attempt_whose_end_a_peer_may_know() -> None:
     assert not record["conflicts"]
 
 
+def test_nothing_settles_on_the_word_of_a_region_that_runs_twice() -> None:
+    """Found in swarm seed 34: a clone acknowledged what its region's other process had not seen, and peers settled on
+    it (decision 0011)."""
+    cluster = Cluster(*REGIONS, tasks={"noop": succeed})
+    cluster.run_for(1_000)
+    eu = cluster.nodes[RegionId("eu")]
+    assert eu.replica is not None
+    eu.replica._neighbours._met_twin(WriterId("eu/a#7-00000000000000ff"))
+    task = cluster.submit("us")
+    cluster.run_for(10_000)
+    assert {cluster.state(region, task) for region in REGIONS} == {"succeeded"}
+    assert not any(cluster.show(region, task)["settled"] for region in REGIONS)
+    cluster.restart("eu")  # the operator's choice: this one stays
+    cluster.run_for(5_000)
+    assert settled_everywhere(cluster, task)
+
+
 def test_what_was_acknowledged_and_nobody_has_any_more_is_not_waited_for_for_ever() -> None:
     """Found in swarm seed 34: clones of two regions had heard each other, and were switched off. Whoever they had
     acknowledged in the name of waited for their commits, acknowledged nothing and started nothing older, for good."""
