@@ -12,7 +12,7 @@ from typing import Final
 from crdtsync import lifecycle, undoing
 from crdtsync.coordination.exclusive import Exclusive
 from crdtsync.events import CancelRequested, Expired, Options, Submitted, TermOpened
-from crdtsync.identifiers import TaskId
+from crdtsync.identifiers import EventId, TaskId
 from crdtsync.protocol.codec import decode_value, encode_value
 from crdtsync.region import RegionState
 from crdtsync.reliability import next_attempt_at_ms
@@ -60,6 +60,7 @@ class Duties:
         require: Callable[[Iterable[TaskId], Callable[[], None]], None],
         ended: Callable[[Task], None],
         may_touch_old: Callable[[], bool],
+        runs_ahead: Callable[[], bool],
     ) -> None:
         self._here = here
         self._workers = workers
@@ -72,6 +73,7 @@ class Duties:
         self._require = require
         self._ended = ended
         self._may_touch_old = may_touch_old
+        self._runs_ahead = runs_ahead
         self._unserved: dict[Lane, int] = {}  # lanes with work that no worker here can run, since when
         self._undoing: set[TaskId] = set()  # compensations whose existence is being looked up
 
@@ -114,7 +116,8 @@ class Duties:
         else:
             self._leave_queue(task)
             self._handover.watch(task, view)
-            self._handover.accept(task, view)
+            if not self._runs_ahead():
+                self._handover.accept(task, view)
         if task.state is TaskState.WAITING:
             # Resolved again when something happens: a backlog of views is a fifth of its memory.
             task.view = None
@@ -212,7 +215,7 @@ class Duties:
         if needs is not None and (needs.loading or needs.unmet):
             self._leave_queue(task)
             return False
-        if submission.stamp < self.first_own_stamp and not self._may_touch_old():
+        if self._must_wait(submission):
             self._leave_queue(task)
             return False
         when = max(submitted.not_before_ms, next_attempt_at_ms(view))
@@ -246,6 +249,13 @@ class Duties:
         return not self._handover.draining and self._workers.serves(self._dispatcher.lane_of(view))
 
     first_own_stamp = 0  # of this incarnation; older work waits until the disk is trusted
+
+    def _must_wait(self, submission: EventId) -> bool:
+        """Whether it is too early to start this task: it is older than our start and the disk not yet trusted, or a
+        snapshot's rows tell of it and what we write could not name its submission in the `deps`."""
+        old = submission.stamp < self.first_own_stamp
+        foreign = submission.writer != self._here.writer
+        return (old and not self._may_touch_old()) or (foreign and self._runs_ahead())
 
     # Timers ------------------------------------------------------------------------------------
 

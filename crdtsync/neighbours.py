@@ -306,8 +306,7 @@ class Neighbours:
             here.alarm("commits.lost", lacking=[list(span) for span in held.lacking(self._wanted)])
             self._wanted = self._wanted.meet(held)
 
-    @property
-    def _runs_ahead(self) -> bool:
+    def runs_ahead(self) -> bool:
         """Whether facts are here, by a snapshot's rows, that the heads do not tell of.
 
         What is written on their ground would not name them in its `deps`: happened-before would be wrong.
@@ -333,7 +332,7 @@ class Neighbours:
         At once when every member has answered; after a short grace otherwise, unless there is reason
         to think that the disk is a copy.
         """
-        if self.twin is not None or self._runs_ahead or not self._here.stamps:
+        if self.twin is not None or self.runs_ahead() or not self._here.stamps:
             return False
         if not self.unanswered:
             return self._caught_up

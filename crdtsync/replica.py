@@ -141,6 +141,7 @@ class Replica:
             require=self._loader.require,
             ended=self._rows.ended,
             may_touch_old=self._neighbours.may_touch_old,
+            runs_ahead=self._neighbours.runs_ahead,
         )
         self._requests = Requests(here, self._watchers, self._records, self._loader.require, flush=self._rows.write_all)
         self._worker_requests = WorkerRequests(
@@ -177,6 +178,7 @@ class Replica:
         self._stable, self._was_full = here.stability.stable(), False  # as of the last turn
         self._queue: deque[tuple[Any, Any]] = deque()
         self._was_trusted = False
+        self._was_ahead = False
         self._rows.restore(meta, derive=derive)
 
     # Start -------------------------------------------------------------------------------------
@@ -488,10 +490,11 @@ class Replica:
                 self._desk.do(*self._queue.popleft())
             self._neighbours.recover()
             self.leases.advance()
-            trusted = self._neighbours.may_touch_old()
-            if trusted and not self._was_trusted:
+            # A snapshot that comes in takes both back for a while.
+            trusted, ahead = self._neighbours.may_touch_old(), self._neighbours.runs_ahead()
+            if (trusted and not self._was_trusted) or (self._was_ahead and not ahead):
                 self._here.table.touch_all()
-            self._was_trusted = trusted  # a snapshot that comes in takes it back for a while
+            self._was_trusted, self._was_ahead = trusted, ahead
             self._more |= self._settlement.advance()
             self._decisions.advance()
             self._dispatcher.release()

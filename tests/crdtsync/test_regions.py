@@ -343,6 +343,41 @@ def test_facts_of_a_snapshot_that_run_ahead_of_the_heads_start_nothing_even_afte
     assert cluster.state("eu", task) == "succeeded"
 
 
+def test_a_snapshot_that_runs_ahead_of_the_heads_starts_nothing_new_either() -> None:
+    """Found in swarm seed 144: a task submitted elsewhere after our start came with a snapshot's rows, before its commit.
+    Work that old waited; this was young, and ran."""
+    cluster = Cluster(*REGIONS, tasks={"noop": succeed}, retention_ms=2_000)
+    node = cluster.nodes[RegionId("eu")]
+    for _ in range(4):
+        cluster.submit("us")
+        cluster.run_for(1_500)
+    cluster.crash("eu")
+    node.store = MemoryStore()
+    cluster.isolate("eu")
+    cluster.restart("eu")
+    cluster.run_for(500)
+    task = cluster.submit("us", region="eu", delay_ms=2_500)
+    cluster.run_for(2_000)  # its row is on the disk of us
+    cluster.heal()
+    for _ in range(20_000):
+        cluster.run_for(1)
+        if any(notice.what == "snapshot.adopted" for notice in node.notices):
+            break
+    cluster.isolate("eu")
+    cluster.run_for(5_000)
+    assert node.replica is not None
+    held = node.replica._here.table.get(TaskId(task))
+    assert held is not None, "the snapshot's row told of it"
+    assert not [attempt for attempt in cluster.show("eu", task)["attempts"] if attempt["region"] == "eu"]
+    own = cluster.submit("eu")
+    cluster.run_for(1_000)
+    assert cluster.state("eu", own) == "succeeded"  # new work of its own users goes on
+    cluster.heal()
+    cluster.run_for(20_000)
+    assert cluster.converge()
+    assert cluster.state("eu", task) == "succeeded"
+
+
 def test_the_floor_of_a_log_does_not_go_back_when_older_commits_are_dropped_after_a_snapshot() -> None:
     """Found in swarm seed 17: an old copy of a disk took a snapshot, then dropped the commits that it still had from
     below the snapshot's floor, and took *their* end for its floor. What lies between it could send to nobody."""
