@@ -37,6 +37,7 @@ class Boundedness(Family):
         self._looked_us: dict[str, int] = {}
         self._sent: dict[int, Counter[tuple[str, str]]] = {}  # second -> link -> frames, of the last seconds
         self._dials: Counter[tuple[str, str, int]] = Counter()
+        self._commits_sent: dict[str, int] = {}  # by each incarnation, when it was last looked at
 
     def on_event(self, record: Record) -> None:
         match record.kind:
@@ -60,9 +61,15 @@ class Boundedness(Family):
                         about=about[:2],
                     )
             case _:
+                self._count_sent(record.node)
                 if record.at_us - self._looked_us.get(record.node, -LOOK_US) >= LOOK_US:
                     self._looked_us[record.node] = record.at_us
                     self._look(record)
+
+    def _count_sent(self, name: str) -> None:
+        node = self.world.nodes.get(name)
+        if node is not None and node.replica is not None:
+            self._commits_sent[self.chronicle.node(name).writer] = commits_sent(node)
 
     def _look(self, record: Record) -> None:
         node = self.world.nodes.get(record.node)
@@ -86,7 +93,9 @@ class Boundedness(Family):
         """Each commit goes once to each other region: about that many are sent, and never back to where they came from."""
         regions = len(world.scenario.names)
         needed = len(self.chronicle.commits) * (regions - 1)
-        sent = sum(commits_sent(node) for node in world.nodes.values())
+        for name in world.nodes:
+            self._count_sent(name)
+        sent = sum(self._commits_sent.values())
         lossy = any(active.fault.kind.startswith(LOSING) for active in world.faults if active.hits)
         for region in world.scenario.names:
             self.chronicle.vacuity.count_ever("NET-2", region)
