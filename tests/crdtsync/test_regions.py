@@ -13,7 +13,7 @@ from crdtsync import effects as e
 from crdtsync.identifiers import RegionId, TaskId, WriterId
 from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Ack
-from crdtsync.protocol.codec import decode_value
+from crdtsync.protocol.codec import decode, decode_value
 from crdtsync.scheduling.placement import rendezvous_order
 from regions.storage.memory import MemoryStore
 from tests.cluster import AskError, Cluster, Outcome, succeed
