@@ -15,9 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from regions.cli import cli
-from simulator import scenario_toml
+from simulator import World, scenario_toml, swarm
 from simulator.catalogue import CATALOGUE
 from simulator.cli.sweep import seeds_of
+from simulator.plan import Fault, Plan
+from simulator.scenario import Arrivals, Load, Region, Scenario
 from simulator.scenario_text import to_toml
 from simulator.source import Source, play
 from simulator.swarm import draw
@@ -53,6 +55,42 @@ def test_the_swarm_goes_everywhere():
     assert kinds.keys() == CATALOGUE.keys()
     assert {len(scenario.regions) for scenario in scenarios} == set(range(2, 8))
     assert any(scenario.plan.healed for scenario in scenarios)
+
+
+def test_a_new_kind_of_fault_leaves_the_scenarios_of_other_seeds_as_they_were(monkeypatch):
+    before = {seed: draw(seed) for seed in range(100)}
+    monkeypatch.delitem(swarm.CATALOGUE, "clock_step")
+    changed = [seed for seed, scenario in before.items() if draw(seed) != scenario]
+    assert changed == [seed for seed, scenario in before.items() if "clock_step" in scenario.drawn["kinds"]]
+    assert 0 < len(changed) < 20
+
+
+def test_a_drawn_load_is_one_that_its_regions_can_bear():
+    """Else what waits its turn behind thousands looks stuck, and nobody can tell."""
+    bursts = 0
+    for seed in range(300):
+        scenario = draw(seed)
+        slots = min(region.workers * region.credits for region in scenario.regions)
+        per_s = sum(load.arrivals.per_s for load in scenario.loads) / len(scenario.regions)
+        work = sum(load.arrivals.per_s * swarm.WORK_S[load.model] for load in scenario.loads) / len(scenario.regions)
+        assert work <= swarm.UTILISATION_MAX * slots + 0.01
+        for fault in scenario.plan.faults:
+            if fault.kind == "burst":
+                bursts += 1
+                extra_s = (fault.number("factor") - 1) * max(0, fault.duration_ms - swarm.BURST_MS_MIN) / 1_000
+                assert extra_s * per_s <= swarm.BURST_TASKS_MAX + 1
+                assert extra_s * work <= swarm.BURST_WORK_S_MAX * slots * 1.01
+    assert bursts
+
+
+def test_a_burst_comes_where_it_strikes():
+    arrivals = Arrivals("constant", per_s=4, until_ms=9_000)
+    plan = Plan((Fault("burst", 1_000, 8_000, ("us",), {"factor": 10}),), heal_ms=9_000)
+    regions = tuple(map(Region, ("eu", "us", "ap")))
+    world = World(Scenario("burst", regions, loads=(Load("noop", arrivals),), plan=plan, duration_ms=15_000), 1)
+    world.run()
+    came = Counter(operation.region for operation in world.history)
+    assert came["us"] > 5 * max(came["eu"], came["ap"])
 
 
 def test_a_sweep_counts_and_compares(quiet):
