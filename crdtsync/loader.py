@@ -72,7 +72,7 @@ class Loader:
             )
         request = Waiting(missing | behind, then)
         self._count += 1
-        for task in wanted - request.missing:
+        for task in sorted(wanted - request.missing):  # they are touched in this order again
             request.pin(self._table.get(task))
         for task in request.missing:
             self._waiting.setdefault(task, []).append(request)

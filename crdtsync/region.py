@@ -107,7 +107,8 @@ class RegionState:
 
     def note(self, commit: Commit) -> None:
         """Remember which tasks a commit touched, for the day on which it is stable."""
-        touched = {event.task for event in commit.events if type(event) in TASK_EVENTS}  # type: ignore[union-attr]
+        # Each once, and in the order of the events: they are visited in this order.
+        touched = dict.fromkeys(event.task for event in commit.events if type(event) in TASK_EVENTS)  # type: ignore[union-attr]
         self.touched_by.append((commit.writer, commit.number, tuple(touched)))
 
     @property

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 from crdtsync.duties import COMPENSATION
 from crdtsync.effects import Load, TaskRow
-from crdtsync.events import Submitted
+from crdtsync.events import PriorityEdited, Submitted
 from crdtsync.identifiers import DEFAULT_DOMAIN, EventId, TaskId, WriterId
 from crdtsync.loader import Loader
 from crdtsync.outbox import Outbox
+from crdtsync.region import RegionState
 from crdtsync.tasks import TaskTable
 
 WRITER = WriterId("eu/a#1-0123456789abcdef")
@@ -89,3 +93,27 @@ def test_what_the_disk_does_not_have_is_not_asked_for_again() -> None:
     loader.require([name(1)], lambda: ran.append(True))
     assert ran == [True, True]
     assert loads(outbox) == []
+
+
+def test_tasks_of_a_commit_are_visited_in_the_order_of_its_events() -> None:
+    """Found in swarm seed 260: they were visited in the order of a set of bytes, which differs from process to process."""
+    tasks = [name(number) for number in (9, 3, 7, 1, 8, 2, 6)]
+    events = [PriorityEdited(task, 1) for task in [*tasks, tasks[0]]]
+    here: Any = SimpleNamespace(touched_by=[])
+    commit: Any = SimpleNamespace(writer=WRITER, number=1, events=events)
+    RegionState.note(here, commit)
+    assert here.touched_by == [(WRITER, 1, tuple(tasks))]
+
+
+def test_what_a_request_had_kept_is_touched_again_in_the_order_of_ids() -> None:
+    """As above: in the order of a set it was another one in each process."""
+    numbers = [9, 3, 7, 1, 8, 2, 6]
+    table, loader, outbox, disk = shelf(*numbers, 10)
+    loader.require([name(n) for n in numbers], lambda: None)
+    [first] = loads(outbox)
+    loader.loaded(first.token, [disk[task] for task in first.tasks])
+    table.take_touched()
+    loader.require([name(n) for n in (*numbers, 10)], lambda: None)
+    [second] = loads(outbox)
+    loader.loaded(second.token, [disk[task] for task in second.tasks])
+    assert [task.id for task in table.take_touched()] == sorted([*map(name, numbers), name(10)])
