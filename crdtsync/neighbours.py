@@ -289,7 +289,7 @@ class Neighbours:
 
     def _give_up_what_is_gone(self) -> None:
         """What we had acknowledged may have stood on lost disks alone (a clone's that was switched off, and others'):
-        it is waited for while any member may have it, and no longer (docs/decisions/0010)."""
+        it is waited for while any member may have it, and no longer (docs/decisions/0011)."""
         here = self._here
         held = here.log.have
         for region in here.membership.linked:

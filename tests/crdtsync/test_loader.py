@@ -98,7 +98,7 @@ def test_what_the_disk_does_not_have_is_not_asked_for_again() -> None:
 def test_tasks_of_a_commit_are_visited_in_the_order_of_its_events() -> None:
     """Found in swarm seed 260: they were visited in the order of a set of bytes, which differs from process to process."""
     tasks = [name(number) for number in (9, 3, 7, 1, 8, 2, 6)]
-    events = [PriorityEdited(task, 1) for task in [*tasks, tasks[0]]]
+    events = [PriorityEdited(task, 1, None) for task in [*tasks, tasks[0]]]
     here: Any = SimpleNamespace(touched_by=[])
     commit: Any = SimpleNamespace(writer=WRITER, number=1, events=events)
     RegionState.note(here, commit)
