@@ -39,7 +39,7 @@ class FakeNode:
         self.digest = b"same"
         self.clock = LocalClock()
         self.replica: Any = SimpleNamespace(
-            _here=SimpleNamespace(clock=SimpleNamespace(_mono_ms=0, _offset_ns=EPOCH_US * 1_000)),
+            _here=SimpleNamespace(stamps=True, clock=SimpleNamespace(_mono_ms=0, _offset_ns=EPOCH_US * 1_000)),
             _rows=SimpleNamespace(floor_heads={}),
         )
         self.disk = SimpleNamespace(slow_us=0)
