@@ -8,6 +8,7 @@ from typing import Any, Final
 from crdtsync import events as ev
 from crdtsync.identifiers import EventId, region_of
 from simulator.checkers.chronicle import Chronicle, Family, named, seqs
+from simulator.checkers.peek import physical_ms
 from simulator.checkers.reckoning import Verdict
 from simulator.trace import Record
 from simulator.vacuity import region_of_node
@@ -153,7 +154,9 @@ class Placement(Family):
             signs = self._alive_us.get((record.node, member), ())
             alive_us = max((alive for durable, alive in signs if durable < decided_us), default=-lost_after_us)
             quiet_us = record.at_us - alive_us
-            if quiet_us < lost_after_us:
+            # A commit's age is told by its stamp: a clock that is ahead of its writer's takes it for older than it is.
+            ahead_us = max(0, physical_ms(node) - physical_ms(self.world.regions[member])) * 1_000
+            if quiet_us < lost_after_us - ahead_us:
                 text = (
                     f"took over {named(event.task)} though {member} was silent for no more than {quiet_us / 1e6:.2f} s"
                 )
