@@ -225,7 +225,7 @@ class Chronicle:
     def is_doubtful(self, task: bytes) -> bool:
         """Whether a region that had a hand in this task ran on a disk that had gone back, or twice at one time.
 
-        The honest limits of settlement (rules.md; decision 0012): what one process of a region acknowledged, the other
+        The honest limits of settlement (rules.md; decision 0013): what one process of a region acknowledged, the other
         had not seen, and may have written against it.
         """
         back = {region_of_node(name) for name, life in self.nodes.items() if life.restored}

@@ -269,7 +269,7 @@ def test_an_old_copy_ends_no_attempt_whose_end_a_peer_may_know() -> None:
 
 def test_nothing_settles_on_the_word_of_a_region_that_runs_twice() -> None:
     """Found in swarm seed 34: a clone acknowledged what its region's other process had not seen, and peers settled on
-    it (decision 0012)."""
+    it (decision 0013)."""
     cluster = Cluster(*REGIONS, tasks={"noop": succeed})
     cluster.run_for(1_000)
     eu = cluster.nodes[RegionId("eu")]
