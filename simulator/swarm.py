@@ -27,7 +27,9 @@ FAULTY_SHARE: Final = 0.55  # of the time: the rest is for healing, convergence 
 SETTLE_MS: Final = 3_000  # nothing goes wrong before everybody knows everybody
 KINDS_MAX: Final = 6
 FAULTS_MAX: Final = 12
-DRAINED_SHARE: Final = 0.35  # of the seeds: an operator drains a region or some
+DRAINED_SHARE: Final = 0.6  # of the seeds: an operator drains a region or some
+CUT_SHARE: Final = 0.3  # of the seeds: a region is cut off, for long enough to be taken over from
+CUT_MS: Final = (5_000, 20_000)
 REDRIVEN_SHARE: Final = 0.6  # of the seeds that have tasks which die: an operator requeues them
 RATE_PER_S_MAX: Final = 3.0  # of all loads together
 UTILISATION_MAX: Final = 0.5  # of the weakest region's workers, bursts apart
@@ -89,7 +91,7 @@ def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
     faults = [
         _fault(seed, place, kinds, names, heal_ms) for place in range(_stream(seed, "faults").randint(1, FAULTS_MAX))
     ]
-    faults += _operations(seed, names, loads, heal_ms)
+    faults += _besides(seed, names, loads, heal_ms)
     faults = [_bearable(fault, loads, regions) if fault.kind == "burst" else fault for fault in faults]
     drawn: dict[str, Any] = {
         "regions": len(names),
@@ -123,14 +125,20 @@ def _kinds(seed: int) -> list[str]:
     return sorted(ranked[: _stream(seed, "kinds").randint(1, KINDS_MAX)])
 
 
-def _operations(seed: int, names: list[str], loads: tuple[Load, ...], heal_ms: int) -> list[Fault]:
-    """What operators do, beside whatever else happens: offers and requeues meet the faults only if there are any."""
+def _besides(seed: int, names: list[str], loads: tuple[Load, ...], heal_ms: int) -> list[Fault]:
+    """What happens beside the kinds that were drawn, so that these meet it: operators drain and requeue, a region is cut
+    off. Without these hardly any fault ever meets an offer, a dead letter, a takeover or a double run."""
     rng = _stream(seed, "operators")
     done = []
     if rng.random() < DRAINED_SHARE:
         done.append(_fault(seed, "drain", ["drain"], names, heal_ms))
     if any(load.model == "doomed" for load in loads) and rng.random() < REDRIVEN_SHARE:
         done.append(Fault("redrive", rng.randint(heal_ms // 2, max(heal_ms // 2, heal_ms - 1_000)), targets=("*",)))
+    rng = _stream(seed, "cut")
+    if rng.random() < CUT_SHARE:
+        duration_ms = min(rng.randint(*CUT_MS), heal_ms // 2)
+        start_ms = rng.randint(min(SETTLE_MS, heal_ms // 2), heal_ms - duration_ms)
+        done.append(Fault("isolate", start_ms, duration_ms, (rng.choice(names),)))
     return done
 
 
