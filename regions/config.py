@@ -133,6 +133,20 @@ class Config(BaseSettings):
         description="Milliseconds of silence after which a region counts as lost and `takeover` tasks move. Shorter "
         "recovers sooner and runs more tasks twice across a short cut.",
     )
+    lease_ms: int = Field(
+        default=10_000,
+        ge=500,
+        le=600_000,
+        description="Milliseconds that a lease lasts unless it is renewed; the same on every node. After a start a node "
+        "votes for nobody for so long. Shorter lets `quorum` tasks go on sooner when their holder dies; a round trip to a "
+        "majority and a write to its disks must fit into a fifth of it.",
+    )
+    max_hold_lease_ms: int = Field(
+        default=60_000,
+        ge=500,
+        le=86_400_000,
+        description="Milliseconds after which a region hands on the lease of a busy queue for which others wait.",
+    )
     retention_s: int = Field(
         default=86_400,
         ge=0,

@@ -37,6 +37,7 @@ STEADY_S: Final = 3.0  # a process that lived so long is restarted at once
 BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0)  # one that dies at once, again and again; the last repeats
 STOP_TIMEOUT_S: Final = 10.0  # then SIGKILL: handlers of a dev cluster are not worth more
 DRAIN_TIMEOUT_S: Final = 3.0
+LEASE_MS: Final = 3_000  # nodes of a dev cluster come and go
 CONFIG_EXIT: Final = 78  # a process that says so cannot be helped by another start
 
 
@@ -307,6 +308,7 @@ def _configure(plan: Plan, place: Place, places: list[Place]) -> None:
         f'region = "{place.region}"',
         f"data_dir = {json.dumps(str(place.data))}",
         f"lost_after_ms = {plan.lost_after_ms}",
+        f"lease_ms = {LEASE_MS}",
         f"drain_timeout_s = {DRAIN_TIMEOUT_S}",
         f'log_level = "{plan.log_level}"',
         *([] if plan.retention_s is None else [f"retention_s = {plan.retention_s}"]),
