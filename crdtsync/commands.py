@@ -245,7 +245,11 @@ class WorkerHello(Command, frozen=True):
 
 
 class Heartbeat(Command, frozen=True):
-    """Reply: {}. Silence for `worker_lost_after_ms` loses the worker's attempts."""
+    """Silence for `worker_lost_after_ms` loses the worker's attempts.
+
+    Reply: {"leases": [(attempt, left_ms)]}, of attempts under a lease, where there are any: how long it still holds, counted
+    from when this was sent, unless the worker hears of its renewal.
+    """
 
     worker: str
     progress: tuple[tuple[AttemptRef, str], ...] = ()
@@ -269,7 +273,7 @@ class SaveCheckpoint(Command, frozen=True):
 class CheckFence(Command, frozen=True):
     """Whether a lease still covers the attempt, asked before each step of a `quorum` task.
 
-    Reply: {} if so, else the error `lost_lease` or `unknown_attempt`: the step must not be done.
+    Reply: {"left_ms"}, for how long unless it is renewed, if so; else the error `lost_lease` or `unknown_attempt`: the step must not be done.
     """
 
     attempt: AttemptRef

@@ -132,6 +132,11 @@ class _Base:
             raise
 
 
+async def confirm(context: _Base) -> None:
+    """Call before the handler, so that none begins under a lease that ended on the way. Raises AttemptStoppedError."""
+    await context._still_covered()  # noqa: SLF001
+
+
 #: Answers that mean: this attempt is over, whatever it does.
 GONE = {
     "lost_lease": "lost lease",

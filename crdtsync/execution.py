@@ -135,6 +135,7 @@ class AttemptRun:
         "_checkpoint",
         "_checkpoint_index",
         "assignment",
+        "covered_until_ms",
         "draining",
         "ledger",
         "progress",
@@ -152,6 +153,7 @@ class AttemptRun:
         self.ledger = EffectLedger(assignment.effects)
         self.stop_reason: str | None = None  # the first reason given stays
         self.stopped_hard = False  # the driver cancelled the handler: whatever it raises now is our doing
+        self.covered_until_ms = 0  # on the driver's clock, for an attempt under a lease
         self.draining = False
         self.progress = ""
         self.reported = ""  # the progress that the node was told
@@ -181,6 +183,20 @@ class AttemptRun:
         still waits to be read.
         """
         return CheckFence(self.ref) if self.assignment.fence else None
+
+    def covered(self, asked_ms: int, answer: Any) -> None:
+        """Take note of an answer to `check_fence`, or of what a heartbeat's said about this attempt.
+
+        The node may be gone, or stand still, when the lease ends, so nobody says so: the driver stops the attempt
+        itself once `covered_until_ms` has passed.
+
+        Args:
+            asked_ms: When the question was sent, on a clock that counts while the machine sleeps.
+            answer: How long the lease holds from then on, in milliseconds.
+        """
+        if type(answer) is not int:
+            raise RemoteProtocolError(f"a lease is said to hold for {answer!r:.50}")
+        self.covered_until_ms = max(self.covered_until_ms, asked_ms + answer)
 
     def effect_key(self, name: str) -> bytes:
         """What a sink should know the effect by: the same when this attempt is repeated, another across a cut."""

@@ -178,7 +178,9 @@ class WorkerRequests:
             if running is not None:
                 running.progress = progress[:PROGRESS_CHARS_MAX]
         self._expect(worker.id)
-        self._reply(ticket, {})
+        left_ms = {attempt: self._dispatcher.lease_left_ms(attempt) for attempt in worker.running}
+        leases = [(tuple(attempt), left) for attempt, left in left_ms.items() if left]
+        self._reply(ticket, {"leases": leases} if leases else {})
 
     def _expect(self, worker: WorkerId) -> None:
         """Look again when the worker has been silent for too long."""
@@ -260,7 +262,7 @@ class WorkerRequests:
                     f"the lease under which attempt {attempt} began is over: another region may run the task",
                     task=task.id.hex(),
                 )
-            return {}
+            return {"left_ms": self._dispatcher.lease_left_ms(attempt)}
 
         self._with(command.attempt, ticket, check)
 

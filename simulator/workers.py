@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from crdtsync import commands as c
 from crdtsync.app import App
-from crdtsync.context import Context, HandlerCommand, SyncContext, is_async
+from crdtsync.context import Context, HandlerCommand, SyncContext, confirm, is_async
 from crdtsync.effects import Assignment
 from crdtsync.errors import CrdtSyncError, error_from_record
 from crdtsync.execution import AttemptRun
@@ -42,7 +42,7 @@ OnAnswer = Callable[[Any, dict[str, Any] | None, int], None]
 class Attempt:
     """One assignment here, from its arrival until its end is durable. Also what its handler waits by (`context.Port`)."""
 
-    __slots__ = ("completed", "fiber", "hung", "own", "run", "seq", "started", "stop_gates", "worker")
+    __slots__ = ("completed", "fiber", "hung", "own", "run", "seq", "started", "stop_gates", "watched", "worker")
 
     def __init__(self, worker: Worker, run: AttemptRun, seq: int, *, own: bool) -> None:
         self.worker = worker
@@ -52,6 +52,7 @@ class Attempt:
         self.fiber: Fiber | None = None
         self.started = False
         self.completed = False
+        self.watched = False  # whether a timer runs for its lease
         self.stop_gates: list[Gate] = []
 
     @property
@@ -66,9 +67,13 @@ class Attempt:
             worker.world.sink.note(self, command.name, command.key, command.result)
         while True:
             gate = worker.kernel.gate()
+            asked_ms = worker.kernel.now_us // 1_000
             worker.post(command, partial(self._answered, gate), self.seq)
             try:
-                return await gate
+                answer = await gate
+                if isinstance(command, c.CheckFence):
+                    worker.covered(self.id, asked_ms, answer["left_ms"])
+                return answer
             except CrdtSyncError as error:
                 if error.code not in RETRY_CODES:
                     raise
@@ -113,8 +118,10 @@ class Attempt:
 
     async def _handled(self) -> Any:
         handler, args, kwargs = self.run.invocation()
+        context = Context(self.run, self)
+        await confirm(context)
         if is_async(handler):
-            return await handler(Context(self.run, self), *args, **kwargs)
+            return await handler(context, *args, **kwargs)
         return await in_puppet(
             self.worker.kernel,
             lambda block: handler(SyncContext(self.run, self, block), *args, **kwargs),
@@ -255,12 +262,15 @@ class Worker:
                 progress.append((ref, run.progress))
         self._missed += 1
         if not self.silent:
-            self.node.ask(self, c.Heartbeat(self.id, tuple(progress)), self._beat_answered, -1)
+            answered = partial(self._beat_answered, self.kernel.now_us // 1_000)
+            self.node.ask(self, c.Heartbeat(self.id, tuple(progress)), answered, -1)
         self.kernel.after(every_ms * 1_000, self._beat, life, node_life, every_ms)
 
-    def _beat_answered(self, _value: Any, error: dict[str, Any] | None, _final: bool, cause: int) -> None:
+    def _beat_answered(self, asked_ms: int, value: Any, error: dict[str, Any] | None, _final: bool, cause: int) -> None:
         if error is None:
             self._missed = 0
+            for ref, left_ms in value.get("leases", ()):
+                self.covered(AttemptId(*ref), asked_ms, left_ms)
         elif error["code"] == "unknown_attempt":
             self._drop("the node does not know this worker any more", cause)
 
@@ -388,6 +398,28 @@ class Worker:
             return
         held.seq = cause
         self._stop(held, reason)
+
+    def covered(self, ref: AttemptId, asked_ms: int, left_ms: Any) -> None:
+        """The node said how long the lease holds under which an attempt runs."""
+        attempt = self._attempts.get(ref)
+        if attempt is None or attempt.completed:
+            return
+        attempt.run.covered(asked_ms, left_ms)
+        if not attempt.watched:
+            attempt.watched = True
+            self._watch_lease(self.life, attempt)
+
+    def _watch_lease(self, life: int, attempt: Attempt) -> None:
+        """Stop the attempt when its lease is over; the node may not be there to say so."""
+        if life != self.life or attempt.completed:
+            return
+        left_us = attempt.run.covered_until_ms * 1_000 - self.kernel.now_us
+        if left_us > 0:
+            self.kernel.after(left_us, self._watch_lease, life, attempt)
+        elif self.deaf:
+            self.tell("was deaf")
+        else:
+            self._stop(attempt, "lost lease")
 
     def _stop(self, attempt: Attempt, reason: str) -> None:
         if not attempt.run.stop(reason):

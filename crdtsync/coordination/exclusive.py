@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
+from crdtsync.coordination.lease import DRIFT_PPM
 from crdtsync.coordination.leases import Held
 from crdtsync.errors import InvalidRequestError, OverloadedError
 from crdtsync.events import Submitted
@@ -178,6 +179,15 @@ class Exclusive:
         scope = self._ran_in.pop(attempt, None)
         if scope is not None and scope in self._scopes:
             self._scopes[scope].open.pop(attempt, None)
+
+    def left_ms(self, attempt: AttemptId, mono_ms: int) -> int:
+        """For how long an attempt is still covered unless the lease is renewed, by the clock of another process."""
+        known = self._scopes.get(self._ran_in.get(attempt, ""))
+        lease = self._leases.held(self._ran_in[attempt]) if known is not None else None
+        if known is None or lease is None or lease.token != known.open[attempt].token:
+            return 0
+        left_ms = lease.until_mono_ms - mono_ms
+        return max(0, left_ms - left_ms * DRIFT_PPM // 1_000_000 - 1)
 
     def valid(self, submitted: Submitted, token: int) -> bool:
         """Whether an attempt under `token` is still covered."""

@@ -277,6 +277,10 @@ class Dispatcher:
         known = view.attempt(attempt)
         return known is not None and not self._uncovered(view, known)
 
+    def lease_left_ms(self, attempt: AttemptId) -> int:
+        """For how long the lease still covers an attempt of ours unless it is renewed; 0 if it does not."""
+        return self._exclusive.left_ms(attempt, self._here.now.mono_ms)
+
     def watch_open(self, task: Task, view: TaskView) -> None:
         """Keep an eye on attempts of this region that no worker has reported (after a restart)."""
         for attempt in view.open_attempts:

@@ -21,19 +21,22 @@ import os
 import secrets
 import signal
 import socket
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from crdtsync.app import App
 from crdtsync.commands import (
     AttemptRef,
+    CheckFence,
     Complete,
     Heartbeat,
     WorkerDraining,
     WorkerHello,
 )
-from crdtsync.context import Context, HandlerCommand, SyncContext
+from crdtsync.context import Context, HandlerCommand, SyncContext, confirm
 from crdtsync.effects import Assignment
 from crdtsync.errors import ConfigError, CrdtSyncError, RemoteProtocolError
 from crdtsync.execution import AttemptRun
@@ -63,10 +66,15 @@ FATAL_CODES: Final = frozenset({"invalid", "config", "not_implemented", "too_lar
 T = TypeVar("T")
 
 
+def boot_ms() -> int:
+    """A clock for leases: it counts on while the machine sleeps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
 class _Attempt:
     """One assignment here, from its arrival until its end is durable."""
 
-    __slots__ = ("completed", "run", "started", "stopped", "task", "timers")
+    __slots__ = ("completed", "lease_timer", "run", "started", "stopped", "task", "timers")
 
     def __init__(self, run: AttemptRun) -> None:
         self.run = run
@@ -75,6 +83,7 @@ class _Attempt:
         self.task: asyncio.Task[None] | None = None  # of an async handler
         self.stopped: asyncio.Event | None = None  # made when somebody waits for it
         self.timers: list[asyncio.TimerHandle] = []
+        self.lease_timer: asyncio.TimerHandle | None = None
 
 
 class Worker:
@@ -271,11 +280,14 @@ class Worker:
                     progress.append((ref, run.progress))
             self._missed += 1
             with contextlib.suppress(CrdtSyncError):
-                self._connection.post(Heartbeat(self.id, tuple(progress)), self._beat_answered, repeat=Repeat.NEVER)
+                answered = partial(self._beat_answered, boot_ms())
+                self._connection.post(Heartbeat(self.id, tuple(progress)), answered, repeat=Repeat.NEVER)
 
-    def _beat_answered(self, _value: Any, error: CrdtSyncError | None, _final: bool) -> None:
+    def _beat_answered(self, asked_ms: int, value: Any, error: CrdtSyncError | None, _final: bool) -> None:
         if error is None:
             self._missed = 0
+            for ref, left_ms in value.get("leases", ()):
+                self._covered(tuple(ref), asked_ms, left_ms)
         elif error.code == "unknown_attempt":
             self._connection.drop("the node does not know this worker any more")
 
@@ -325,7 +337,9 @@ class Worker:
         run = attempt.run
         try:
             handler, args, kwargs = run.invocation()
-            value = await handler(Context(run, self), *args, **kwargs)
+            context = Context(run, self)
+            await confirm(context)
+            value = await handler(context, *args, **kwargs)
         except BaseException as error:  # noqa: BLE001 - SystemExit in a handler is its failure, not the worker's end
             complete = run.raised(error)
         else:
@@ -336,7 +350,10 @@ class Worker:
         run = attempt.run
         try:
             handler, args, kwargs = run.invocation()
-            value = handler(SyncContext(run, self, self._block), *args, **kwargs)
+            context = SyncContext(run, self, self._block)
+            if run.assignment.fence:
+                self._block(confirm(context), None)
+            value = handler(context, *args, **kwargs)
             if inspect.isawaitable(value):  # a wrapper hid that the handler is async
                 value = self._block(value, None)
         except BaseException as error:  # noqa: BLE001 - as above
@@ -359,8 +376,9 @@ class Worker:
             return
         attempt.completed = True
         attempt.task = None
-        for timer in attempt.timers:
-            timer.cancel()
+        for timer in (*attempt.timers, attempt.lease_timer):
+            if timer is not None:
+                timer.cancel()
         self._unacknowledged += 1
         if complete.outcome == "failed":
             log.info("attempt %s of %r failed: %s", attempt.run.ref, attempt.run.task.name, complete.reason)
@@ -403,6 +421,24 @@ class Worker:
         elif attempt.task is not None:
             attempt.timers.append(self._loop.call_later(self._cancel_grace, self._cancel, attempt))
 
+    def _covered(self, ref: AttemptRef, asked_ms: int, left_ms: Any) -> None:
+        """The node said how long the lease holds under which an attempt runs."""
+        attempt = self._attempts.get(ref)
+        if attempt is None or attempt.completed:
+            return
+        attempt.run.covered(asked_ms, left_ms)
+        if attempt.lease_timer is None:
+            self._watch_lease(attempt)
+
+    def _watch_lease(self, attempt: _Attempt) -> None:
+        """Stop the attempt when its lease is over; the node may not be there to say so."""
+        assert self._loop is not None
+        left_ms = attempt.run.covered_until_ms - boot_ms()
+        if left_ms > 0:
+            attempt.lease_timer = self._loop.call_later(left_ms / 1_000, self._watch_lease, attempt)
+        else:
+            self._stop(attempt.run.ref, "lost lease")
+
     def _cancel(self, attempt: _Attempt) -> None:
         if attempt.task is not None and not attempt.completed:
             attempt.run.stopped_hard = True
@@ -412,8 +448,12 @@ class Worker:
 
     async def ask(self, command: HandlerCommand) -> Any:
         while True:
+            asked_ms = boot_ms()
             try:
-                return await self._connection.request(command, repeat=Repeat.SAME)
+                answer = await self._connection.request(command, repeat=Repeat.SAME)
+                if isinstance(command, CheckFence):
+                    self._covered(command.attempt, asked_ms, answer.get("left_ms"))
+                return answer
             except CrdtSyncError as error:
                 if error.code not in RETRY_CODES or self._connection.closed:
                     raise

@@ -194,7 +194,8 @@ def test_a_handler_asks_before_each_step_whether_its_lease_still_holds() -> None
     assert made.run_until(lambda: bool(made.started))
     _, region, assignment = made.started[0]
     ask = made.nodes[RegionId(region)].ask
-    assert ask(c.CheckFence(tuple(assignment.attempt))) == {}  # type: ignore[arg-type]
+    left_ms = ask(c.CheckFence(tuple(assignment.attempt)))["left_ms"]  # type: ignore[arg-type]
+    assert LEASE_MS / 2 < left_ms < LEASE_MS
     made.isolate(region)
     made.run_for(2 * LEASE_MS)
     with pytest.raises(AskError, match="lease under which attempt"):

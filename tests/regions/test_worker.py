@@ -14,7 +14,7 @@ import pytest
 
 from crdtsync import App, PermanentError, Retry
 from crdtsync import commands as c
-from crdtsync.errors import ConfigError, InvalidRequestError, OverloadedError, UnknownAttemptError
+from crdtsync.errors import ConfigError, InvalidRequestError, LostLeaseError, OverloadedError, UnknownAttemptError
 from crdtsync.protocol.codec import decode_value, encode_value
 from regions.connection import QueueDuplex
 from regions.execution.registry import load_app
@@ -326,6 +326,73 @@ def test_an_attempt_that_takes_too_long_is_lost_by_timeout() -> None:
             await node.assign(assignment(1, "long", timeout_ms=20))
             [done] = await node.completed()
             assert (done.outcome, done.reason) == ("lost", "timeout")
+
+    run(scenario)
+
+
+def leased(app: App, told: list[Any]) -> None:
+    """`patient` runs until it is asked to stop, `in_thread` likewise."""
+
+    @app.task
+    async def patient(ctx) -> None:
+        told.append("began")
+        told.append(await ctx.cancelled.wait())
+
+    @app.task
+    def in_thread(ctx) -> None:
+        told.append("began")
+        told.append(ctx.cancelled.wait(WITHIN_S))
+
+
+@pytest.mark.parametrize("name", ["patient", "in_thread"])
+def test_a_handler_whose_node_stands_still_is_asked_to_stop_when_its_lease_is_over(name: str) -> None:
+    """Another region may run the task by then, and nobody is there to say so."""
+    app, told = App("a"), []
+    leased(app, told)
+
+    async def scenario() -> None:
+        async with FakeNode() as node, at_work(node, app):
+            node.script[c.CheckFence] = {"left_ms": 300}
+            node.script[c.Heartbeat] = SILENCE
+            node.script[c.Complete] = SILENCE
+            await node.assign(assignment(1, name, fence=7))
+            [done] = await node.completed()
+            assert told == ["began", "lost lease"]
+            assert done.outcome in ("ok", "lost")
+
+    run(scenario)
+
+
+def test_a_handler_runs_on_while_heartbeats_tell_that_its_lease_is_renewed() -> None:
+    app, told = App("a"), []
+    leased(app, told)
+
+    async def scenario() -> None:
+        async with FakeNode() as node, at_work(node, app):
+            node.script[c.CheckFence] = {"left_ms": 200}
+            node.script[c.Heartbeat] = {"leases": [[list(attempt_id(1)), 200]]}
+            await node.assign(assignment(1, "patient", fence=7))
+            await node.until(lambda: len(node.of(c.Heartbeat)) >= 12)  # of 50 ms each
+            assert told == ["began"]
+            node.script[c.Heartbeat] = {}
+            await node.completed()
+            assert told == ["began", "lost lease"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("name", ["patient", "in_thread"])
+def test_a_handler_does_not_begin_under_a_lease_that_ended_on_the_way(name: str) -> None:
+    app, told = App("a"), []
+    leased(app, told)
+
+    async def scenario() -> None:
+        async with FakeNode() as node, at_work(node, app):
+            node.script[c.CheckFence] = LostLeaseError("it is over")
+            await node.assign(assignment(1, name, fence=7))
+            [done] = await node.completed()
+            assert (done.outcome, done.reason) == ("lost", "lost lease")
+            assert told == []
 
     run(scenario)
 
