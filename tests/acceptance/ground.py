@@ -101,18 +101,18 @@ class Ground:
 
 
 @contextlib.asynccontextmanager
-async def ground(folder: pathlib.Path, *, regions=REGIONS, concurrency=None):
+async def ground(folder: pathlib.Path, *, regions=REGIONS, concurrency=None, app=APP, environment=None):
     sink = folder / "sink.jsonl"
     sink.touch()
     (folder / "data").mkdir()
     async with contextlib.AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(
             dev_cluster(
-                APP,
+                app,
                 folder / "data",
                 regions=regions,
                 concurrency=concurrency,
-                environment={"ACCEPTANCE_SINK": str(sink), "CRDTSYNC_NODE": ""},
+                environment={"ACCEPTANCE_SINK": str(sink), "CRDTSYNC_NODE": "", **(environment or {})},
             )
         )
         clients = {}

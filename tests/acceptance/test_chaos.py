@@ -17,18 +17,20 @@ from regions.submission import Options, new_task_id, task_spec
 from tests.acceptance.ground import REGIONS, ground
 from tests.acceptance.history import misplaced_effects, read_log, stories
 
-NEVER_RAISES = ("sure", "sure_in_thread", "book")
 HEALED_S = 10  # issue 2, 5.1: digests are equal so long after the last heal
 APART_S = 2  # at the end of the chaos, everybody is alone for so long
-ENDED_S = 60  # and everything has ended
 ENDED = {"succeeded", "dead", "expired", "cancelled"}
 
 
 class Chaos:
     """One run: a plan drawn from the seed, carried out against a cluster."""
 
+    never_raises = ("sure", "sure_in_thread", "book")
+    ended_s = 60  # so long after the last heal everything has ended
+
     def __init__(self, ground, seed, tasks, seconds):
         self.ground = ground
+        self.seed = seed
         self.draw = random.Random(seed)
         self.tasks = tasks
         self.seconds = seconds
@@ -39,6 +41,17 @@ class Chaos:
 
     def did(self, what):
         self.deeds.append(f"{self.ground.seconds:6.1f} {what}")
+
+    async def run(self):
+        try:
+            harm = asyncio.create_task(self.harm())
+            submit = asyncio.create_task(self.submit())
+            await harm
+            await self.heal_at_last()
+            await submit
+            return await self.judge()
+        finally:
+            print(f"seed {self.seed}", *self.deeds, sep="\n")
 
     # Work ----------------------------------------------------------------------------------------
 
@@ -56,7 +69,7 @@ class Chaos:
             "partition": draw.choices([None, "wait"], weights=[3, 1])[0],
             "id": new_task_id(),
         }
-        if name in NEVER_RAISES and draw.random() < 0.1:
+        if name in self.never_raises and draw.random() < 0.1:
             options |= {"key": f"key-{draw.randrange(self.tasks // 10)}", "id": None}  # met more than once
             arguments = (0,)
         elif earlier and draw.random() < 0.15:
@@ -70,7 +83,9 @@ class Chaos:
         while number < self.tasks:
             size = min(self.draw.randint(1, 20), self.tasks - number)
             region = self.draw.choice(REGIONS)
-            parents = [task for task, (name, at) in self.acknowledged.items() if at == region and name in NEVER_RAISES]
+            parents = [
+                task for task, (name, at) in self.acknowledged.items() if at == region and name in self.never_raises
+            ]
             bulk = [self.spec(number + i, parents[-50:]) for i in range(size)]
             number += size
             sending.add(asyncio.create_task(self.send(region, bulk)))
@@ -96,15 +111,19 @@ class Chaos:
 
     # Harm ----------------------------------------------------------------------------------------
 
+    def acts(self):
+        """What is done to the cluster, and how often beside the others."""
+        return {self.isolate: 3, self.part: 3, self.heal: 4, self.kill_node: 3, self.kill_worker: 3}
+
     async def harm(self):
         loop = asyncio.get_running_loop()
         until = loop.time() + self.seconds
-        acts = [self.isolate, self.part, self.heal, self.kill_node, self.kill_worker]
+        acts = self.acts()
         while True:
             await asyncio.sleep(self.draw.uniform(0.3, 2))
             if loop.time() >= until - APART_S:
                 break
-            await self.draw.choices(acts, weights=[3, 3, 4, 3, 3])[0]()
+            await self.draw.choices(list(acts), weights=acts.values())[0]()
         # The worst for the last heal: nobody sees anybody, and one is just coming back.
         for region in REGIONS:
             self.did(f"isolate {region}: {await self.tell(region, CutLinks())}")
@@ -161,7 +180,7 @@ class Chaos:
         await ground.until(ground.agreed, "equal heads and digests", HEALED_S - (loop.time() - healed))
         agreed = loop.time() - healed
         try:
-            await ground.until(self.all_ended, "everything ended", ENDED_S - (loop.time() - healed))
+            await ground.until(self.all_ended, "everything ended", self.ended_s - (loop.time() - healed))
         except AssertionError as error:
             states = await self.states("eu")
             late = [task for task in self.acknowledged if states.get(task) not in ENDED]
@@ -178,7 +197,7 @@ class Chaos:
         wrong = {
             task: state
             for task, (name, _) in self.acknowledged.items()
-            if (state := views[0][task]) != "succeeded" and name in NEVER_RAISES
+            if (state := views[0][task]) != "succeeded" and name in self.never_raises
         }
         assert not wrong, [await ground.clients["eu"].status(task) for task in list(wrong)[:3]]
         await ground.verified()
@@ -191,7 +210,7 @@ class Chaos:
 
         problems, told = [], {}
         try:
-            placed_s = await ground.until(placed, "effects in place", max(1.0, ENDED_S - (loop.time() - healed)))
+            placed_s = await ground.until(placed, "effects in place", max(1.0, self.ended_s - (loop.time() - healed)))
         except AssertionError as error:
             raise AssertionError("\n".join(problems[:10])) from error
         assert not ground.bugs()
@@ -217,16 +236,7 @@ class Chaos:
 
 async def run_chaos(folder, seed, tasks, seconds):
     async with ground(folder) as cluster:
-        chaos = Chaos(cluster, seed, tasks, seconds)
-        try:
-            harm = asyncio.create_task(chaos.harm())
-            submit = asyncio.create_task(chaos.submit())
-            await harm
-            await chaos.heal_at_last()
-            await submit
-            return await chaos.judge()
-        finally:
-            print(f"seed {seed}", *chaos.deeds, sep="\n")
+        return await Chaos(cluster, seed, tasks, seconds).run()
 
 
 @pytest.mark.slow
