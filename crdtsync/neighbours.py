@@ -161,8 +161,8 @@ class Neighbours:
         here = self._here
         self._durable = (applied, digest)
         commits = [(commit.row(), source) for commit, source in fresh]
+        self._acknowledge()  # first, so that it rides with the commits
         self.gossip.durable_advanced(here.domain, commits, here.now)
-        self._acknowledge()
         for peer, size in taken.items():
             self.gossip.taken(peer, size, here.now)
 

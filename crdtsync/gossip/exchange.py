@@ -8,7 +8,7 @@ heads for anything but what to send; what counts as replicated are acknowledgeme
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from hashlib import blake2b
 from typing import Final
 
@@ -38,7 +38,9 @@ class Exchange:
         self._digests: dict[Domain, deque[tuple[Heads, bytes]]] = {d: deque(maxlen=DIGESTS_KEPT) for d in wire.logs}
         self._own_acks: dict[Domain, Ack] = {}
         self._dirty: dict[tuple[Domain, RegionId], RegionId | None] = {}  # news, and who told us
-        self.acks_due_ms: int | None = None
+        self._urgent: set[RegionId] = set()  # whose commits our own news are for
+        self._urgent_due_ms: int | None = None
+        self._spread_due_ms: int | None = None
 
     # Heads out -------------------------------------------------------------------------------------------------------
 
@@ -60,9 +62,9 @@ class Exchange:
                 ours.out_floor.delta(self._wire.host.floor(domain)),
                 digest,
             )
-            self._wire.send(link, message)
+            self._wire.tell(link, message)
             for member in self._wire.identity.members:
-                self._send_ack(link, ours, member, now)
+                self._send_ack(link, ours, member, now.mono_ms)
         link.round += 1
         link.heads_sent_ms = now.mono_ms
         link.heads_due_ms = now.mono_ms + self._jittered_ms(link)
@@ -157,9 +159,12 @@ class Exchange:
         """Our own durable acknowledgement. It leaves with others, a moment later, if it says anything new."""
         if self.recovering:
             return
+        before = self._own_acks.get(domain)
         self._own_acks[domain] = ack
         if self._wire.stability[domain].offer(ack, now.mono_ms):
             self._mark(domain, ack.member, None, now)
+            known = before.heads if before is not None else Heads()
+            self._hurry({region_of(w) for w in ack.heads if ack.heads[w] > known[w]} - {ack.member}, now)
 
     def ack(self, link: Link, message: AckHeard, now: Now) -> list[Arrived]:
         """An acknowledgement of a member, its own or relayed.
@@ -184,28 +189,59 @@ class Exchange:
         if not self._wire.stability[message.domain].offer(ack, given_ms):
             return []
         self._liveness.acknowledged(member, given_ms)
-        self._mark(message.domain, member, link.peer, now)
+        needs = {r for r, peer in self._peers.items() if peer.open_link and member not in peer.open_link.links}
+        needs -= {link.peer, member}
+        if needs:
+            self._mark(message.domain, member, link.peer, now)
+            self._hurry(needs, now)
         return [AckArrived(link.peer, message.domain, ack)]
 
+    @property
+    def acks_due_ms(self) -> int | None:
+        """When `flush_acks` is next worth calling."""
+        if self._urgent_due_ms is None or self._spread_due_ms is None:
+            return self._spread_due_ms
+        return min(self._urgent_due_ms, self._spread_due_ms)
+
     def flush_acks(self, links: Iterable[Link], now: Now) -> None:
-        """Send the news that was gathered: our own to everybody, others' where the giver has no link itself."""
-        dirty, self._dirty, self.acks_due_ms = self._dirty, {}, None
+        """Tell the news that was gathered: our own to everybody, others' where the giver has no link itself."""
+        spread = self._spread_due_ms is not None and self._spread_due_ms <= now.mono_ms
         for link in links:
-            for (domain, member), source in sorted(dirty.items(), key=lambda item: item[0]):
-                if domain in link.domains and source != link.peer:
-                    self._send_ack(link, link.domains[domain], member, now)
+            if spread or link.peer in self._urgent:
+                self.ride(link, now.mono_ms)
+        self._urgent.clear()
+        self._urgent_due_ms = None
+        if spread:
+            self._dirty.clear()
+            self._spread_due_ms = None
 
     def _mark(self, domain: Domain, member: RegionId, source: RegionId | None, now: Now) -> None:
         self._dirty[domain, member] = source
-        if self.acks_due_ms is None:
-            self.acks_due_ms = now.mono_ms + self._wire.settings.ack_delay_ms
+        if self._spread_due_ms is None:
+            self._spread_due_ms = now.mono_ms + self._wire.settings.ack_spread_ms
 
-    def _send_ack(self, link: Link, ours: DomainLink, member: RegionId, now: Now) -> None:
+    def ride(self, link: Link, mono_ms: int) -> None:
+        """Tell the peer what acknowledgements are news: they are due, or something goes there anyway."""
+        for (domain, member), source in self._dirty.items():
+            if domain in link.domains and source != link.peer:
+                self._send_ack(link, link.domains[domain], member, mono_ms)
+
+    def _hurry(self, regions: Collection[RegionId], now: Now) -> None:
+        """Our news are for these regions. One that we have no link to has to be reached over others: over any."""
+        if not regions:
+            return
+        self._urgent.update(regions)
+        if any((peer := self._peers.get(region)) is not None and peer.open_link is None for region in regions):
+            self._urgent.update(self._peers)
+        if self._urgent_due_ms is None:
+            self._urgent_due_ms = now.mono_ms + self._wire.settings.ack_delay_ms
+
+    def _send_ack(self, link: Link, ours: DomainLink, member: RegionId, mono_ms: int) -> None:
         """Tell the peer the newest acknowledgement of `member`, if it may not know it."""
         if member == link.peer or member in link.links:
             return
         if member == self._wire.me:
-            ack, given_ms = self._own_acks.get(ours.domain), now.mono_ms
+            ack, given_ms = self._own_acks.get(ours.domain), mono_ms
             if self.recovering or ack is None:
                 return
         else:
@@ -217,5 +253,5 @@ class Exchange:
             return
         ours.acks_sent[member] = ack
         feed = ours.out_acks.setdefault(member, VectorFeed())
-        age_ms = max(0, now.mono_ms - given_ms)
-        self._wire.send(link, AckHeard(ours.domain, member, ack.writer, ack.own_number, feed.delta(ack.heads), age_ms))
+        age_ms = max(0, mono_ms - given_ms)
+        self._wire.tell(link, AckHeard(ours.domain, member, ack.writer, ack.own_number, feed.delta(ack.heads), age_ms))

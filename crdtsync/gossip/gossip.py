@@ -41,8 +41,10 @@ from crdtsync.identifiers import Domain, RegionId, WriterId
 from crdtsync.log.domain_log import DomainLog
 from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Ack, Stability
+from crdtsync.protocol import features
 from crdtsync.protocol.peer_messages import (
     AckHeard,
+    Bundle,
     Bye,
     Commits,
     Credit,
@@ -106,7 +108,7 @@ class Gossip:
         self._peers = {region: Peer(region, settings) for region in everybody}
         self._liveness = Liveness(me, everybody)
         self._exchange = Exchange(self._wire, self._liveness, self._peers)
-        self._transfer = Transfer(self._wire)
+        self._transfer = Transfer(self._wire, self._ride)
         self._recovery = Recovery(self._wire, self._peers)
         self._calm_ms = PhiAccrual.calm_ms(settings.suspect_phi)
         self._started: Now | None = None
@@ -120,6 +122,7 @@ class Gossip:
             AckHeard: lambda _known, link, message, _size, now: self._exchange.ack(link, message, now),
             Ping: self._on_ping,
             Pong: self._on_pong,
+            Bundle: self._on_bundle,
             MustSnapshot: lambda _known, link, message, _size, _now: self._transfer.offered(link, message),
             SnapshotRequest: self._on_request,
             SnapshotEnd: lambda _known, link, message, _size, _now: self._transfer.end(link, message),
@@ -254,9 +257,7 @@ class Gossip:
         try:
             return self._take(known, link, message, now)
         except RemoteProtocolError as error:
-            self._wire.counters["protocol_errors"] += 1
-            self._wire.notify("warning", "gossip.protocol_error", peer=peer, error=str(error), **error.facts)
-            self._close(link, f"protocol error: {error}")
+            self._went_wrong(link, error)
             return []
         finally:
             link.reckon(now.mono_ms)
@@ -284,6 +285,9 @@ class Gossip:
 
     def take_effects(self) -> list[Effect]:
         """What the driver is to do, in order. A second call returns nothing."""
+        for link in self._wire.told():
+            self._ride(link)
+        self._wire.flush_all()
         effects, self._wire.effects = self._wire.effects, []
         return effects
 
@@ -363,6 +367,11 @@ class Gossip:
                 self._wire.send(known.link, Bye(reason))
                 self._close(known.link, reason)
 
+    def _ride(self, link: Link) -> None:
+        """A frame goes to the peer anyway: let what acknowledgements are due for it ride along."""
+        if link.takes_bundles:
+            self._exchange.ride(link, self._mono_ms or 0)
+
     # Links -----------------------------------------------------------------------------------------------------------
 
     def _link(self, peer: RegionId) -> Link | None:
@@ -417,6 +426,7 @@ class Gossip:
 
     def _opened(self, known: Peer, link: Link, hello: Hello, now: Now) -> list[Arrived]:
         link.session.hello = hello
+        link.takes_bundles = bool(hello.features & self._wire.identity.features & features.BUNDLES)
         link.credit = CreditOut(hello.granted)
         for domain in sorted(set(hello.domains) & self._wire.logs.keys()):
             link.domains[domain] = DomainLink(domain, Feed(domain, self._wire.me, link.peer, self._settings))
@@ -471,6 +481,7 @@ class Gossip:
     def _drop(self, known: Peer, reason: str, now: Now) -> list[Arrived]:
         link, known.link = known.link, None
         assert link is not None
+        self._wire.forget(link)
         link.session.step(SessionEvent.DISCONNECTED)
         arrived = self._transfer.closed(link)
         if link.session.hello is not None:
@@ -504,7 +515,7 @@ class Gossip:
             session = link.session
             beats = self._liveness.to_relay(link.peer, now)
             time_ms = self._wire.host.time_ms(now)
-            self._wire.send(link, Ping(now.mono_ms, time_ms, session.seen, session.missed, beats))
+            self._wire.tell(link, Ping(now.mono_ms, time_ms, session.seen, session.missed, beats))
             link.ping_due_ms = now.mono_ms + self._settings.ping_interval_ms
         due = [ours for ours in link.domains.values() if ours.feed.tick(now.mono_ms)]
         if due:
@@ -518,7 +529,23 @@ class Gossip:
             level, what = ("warning", "gossip.suspect") if link.suspected else ("info", "gossip.unsuspect")
             self._wire.notify(level, what, peer=link.peer, phi=round(phi, 1))
 
+    def _went_wrong(self, link: Link, error: RemoteProtocolError) -> None:
+        self._wire.counters["protocol_errors"] += 1
+        self._wire.notify("warning", "gossip.protocol_error", peer=link.peer, error=str(error), **error.facts)
+        self._close(link, f"protocol error: {error}")
+
     # Messages --------------------------------------------------------------------------------------------------------
+
+    def _on_bundle(self, known: Peer, link: Link, bundle: Bundle, size: int, now: Now) -> list[Arrived]:
+        """One message after another. What came before one that is wrong has been taken."""
+        arrived: list[Arrived] = []
+        for message in bundle.messages:
+            try:
+                arrived += self._handlers[type(message)](known, link, message, size, now)
+            except RemoteProtocolError as error:
+                self._went_wrong(link, error)
+                break
+        return arrived
 
     def _on_heads(self, known: Peer, link: Link, message: HeadsHeard, _size: int, now: Now) -> list[Arrived]:
         self._wire.counters["heads_received"] += 1
@@ -546,7 +573,7 @@ class Gossip:
 
     def _on_ping(self, known: Peer, link: Link, message: Ping, _size: int, now: Now) -> list[Arrived]:
         time_ms = self._wire.host.time_ms(now)
-        self._wire.send(link, Pong(message.mono_ms, message.wall_ms, time_ms, time_ms))
+        self._wire.tell(link, Pong(message.mono_ms, message.wall_ms, time_ms, time_ms))
         known.clock.pinged(message.mono_ms, now)
         self._liveness.beat(link.hello.writer, message.mono_ms, now)
         self._liveness.relayed(message.beats, now)

@@ -16,7 +16,7 @@ from crdtsync.gossip.vectors import VectorFeed, VectorMirror
 from crdtsync.identifiers import Domain, RegionId
 from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Ack
-from crdtsync.protocol.peer_messages import Hello
+from crdtsync.protocol.peer_messages import Hello, PeerMessage
 from crdtsync.protocol.session import Session, SessionState
 
 NEVER_MS: Final = 1 << 62  # a time that does not come
@@ -72,6 +72,8 @@ class Link:
         self.due_ms = 0  # when anything of this is due; kept by `reckon`
         self.round = 0  # of heads exchanges, for the jitter
         self.close_reason = ""
+        self.told: list[PeerMessage] = []  # messages that leave in one frame at the end of the turn
+        self.takes_bundles = False
 
     @property
     def is_open(self) -> bool:

@@ -18,7 +18,11 @@ class GossipSettings:
     """Carries round-trip time, clock offset and signs of life. Below a third of `lost_after`, or links of a broken mesh
     would look like silence."""
     ack_delay_ms: int = 50
-    """How long an acknowledgement waits for the next, so that a busy second costs 20 frames and not a thousand."""
+    """How long an acknowledgement waits for the next on its way to a region whose commits it is for, so that a busy
+    second costs 20 frames and not a thousand. That region owns the work, and settles it by this."""
+    ack_spread_ms: int = 250
+    """The same on its way to all others, unless something else goes there anyway: they only learn by it that what they
+    hold is settled. In a quiet mesh of five, sent at once, acknowledgements were half of all frames."""
     hello_timeout_ms: int = 5_000
     """How long a new link may take to say Hello."""
     idle_timeout_ms: int = 5_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from crdtsync.clock import Now
@@ -39,8 +39,9 @@ COMMIT_PREAMBLE_BYTES: Final = 2  # a commit's array head and version; domain, w
 class Transfer:
     """Everything that costs credit, in both directions."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, riders: Callable[[Link], None]) -> None:
         self._wire = wire
+        self._riders = riders  # tells the peer what is due anyway, so that it rides along
         self._cache = CommitCache(wire.settings.cache_bytes)
         self._reads: dict[int, tuple[Link, Domain]] = {}
 
@@ -88,7 +89,8 @@ class Transfer:
 
     def _send_commits(self, link: Link, domain: Domain, gathered: Gathered) -> None:
         wire = self._wire
-        wire.send_data(link, Commits(domain, link.credit.sent, gathered.runs))
+        self._riders(link)
+        wire.send_commits(link, Commits(domain, link.credit.sent, gathered.runs))
         wire.counters["commits_sent"] += sum(len(run.blobs) for run in gathered.runs)
         link.domains[domain].feed.sent(gathered, link.session.sent, wire.logs[domain].durable_have)
 
@@ -220,7 +222,7 @@ class Transfer:
         link = peer.open_link
         granted = peer.credit_in.regrant() if link is not None else None
         if link is not None and granted is not None:
-            self._wire.send(link, Credit(granted))
+            self._wire.tell(link, Credit(granted))
 
     def request_snapshot(self, link: Link, domain: Domain) -> None:
         link.domain(domain)

@@ -9,13 +9,14 @@ from typing import Any, Protocol
 
 from crdtsync.clock import Now
 from crdtsync.effects import Disconnect, Effect, Notify, Send
+from crdtsync.errors import LocalProtocolError
 from crdtsync.gossip.peer import Link
 from crdtsync.gossip.settings import GossipSettings
 from crdtsync.identifiers import Domain, RegionId
 from crdtsync.log.domain_log import DomainLog
 from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Stability
-from crdtsync.protocol.peer_messages import PeerMessage
+from crdtsync.protocol.peer_messages import BUNDLE_MESSAGES_MAX, Bundle, Commits, PeerMessage
 from crdtsync.protocol.session import Identity
 
 
@@ -59,13 +60,53 @@ class Wire:
     host: GossipHost
     effects: list[Effect] = field(default_factory=list)
     counters: Counter[str] = field(default_factory=Counter)
+    _telling: dict[Link, None] = field(default_factory=dict)  # links with messages that wait for the end of the turn
 
     @property
     def me(self) -> RegionId:
         return self.identity.region
 
+    def tell(self, link: Link, message: PeerMessage) -> None:
+        """A message of a kind that comes in bundles. It leaves with whatever else the peer is told in this turn."""
+        link.told.append(message)
+        self._telling[link] = None
+        if len(link.told) == BUNDLE_MESSAGES_MAX:
+            self.flush(link)
+
+    def flush(self, link: Link) -> None:
+        """What the peer was told leaves now, before anything else does."""
+        self._telling.pop(link, None)
+        told, link.told = link.told, []
+        if len(told) > 1 and link.takes_bundles:
+            try:
+                self._frame(link, Bundle(tuple(told)))
+                return
+            except LocalProtocolError:  # vectors of very many writers: each may be as large as a frame
+                pass
+        for message in told:
+            self._frame(link, message)
+
+    def told(self) -> list[Link]:
+        """The links with messages that have not left yet."""
+        return list(self._telling)
+
+    def flush_all(self) -> None:
+        """The turn is over."""
+        for link in list(self._telling):
+            self.flush(link)
+
+    def forget(self, link: Link) -> None:
+        """The link is gone: nothing leaves on it any more."""
+        link.told.clear()
+        self._telling.pop(link, None)
+
     def send(self, link: Link, message: PeerMessage) -> int:
-        """One frame to the peer. Returns its size in bytes."""
+        """One frame to the peer, behind what it was told. Returns its size in bytes."""
+        if link.told:
+            self.flush(link)
+        return self._frame(link, message)
+
+    def _frame(self, link: Link, message: PeerMessage) -> int:
         frame = link.session.encode(message)
         self.effects.append(Send(link.peer, frame))
         self.counters["frames_sent"] += 1
@@ -76,7 +117,18 @@ class Wire:
         """One frame that costs credit."""
         link.credit.spend(self.send(link, message))
 
+    def send_commits(self, link: Link, message: Commits) -> None:
+        """Commits, with what the peer was told before them in the same frame. All of it costs credit."""
+        size = sum(map(len, (blob for run in message.runs for blob in run.blobs)))
+        if link.told and link.takes_bundles and size <= self.settings.batch_bytes:
+            told, link.told = link.told, []
+            self._telling.pop(link, None)
+            link.credit.spend(self._frame(link, Bundle((*told, message))))
+        else:
+            self.send_data(link, message)
+
     def disconnect(self, link: Link, reason: str) -> None:
+        self.flush(link)
         link.close_reason = reason
         self.effects.append(Disconnect(link.peer, reason))
 

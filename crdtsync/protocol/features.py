@@ -6,5 +6,6 @@ from __future__ import annotations
 from typing import Final
 
 LEASES: Final = 1 << 0  # peer messages 20 to 22: quorum leases
+BUNDLES: Final = 1 << 3  # peer message 50: several messages in one frame
 
-OURS: Final = LEASES  # what this version says of itself
+OURS: Final = LEASES | BUNDLES  # what this version says of itself

@@ -37,6 +37,7 @@ ROWS_MAX: Final = 4_096
 ROW_LABELS_MAX: Final = 1_024
 DIGEST_BYTES_MAX: Final = 64
 STATE_PIECE_BYTES_MAX: Final = 1 << 20
+BUNDLE_MESSAGES_MAX: Final = 128
 LEASES_PER_FRAME_MAX: Final = 1_024  # requests or answers about leases in one frame
 SCOPE_CHARS_MAX: Final = 512
 LEASE_MS_MAX: Final = 3_600_000  # of a lease, or of what is left of one
@@ -202,6 +203,15 @@ class Bye(NamedTuple):
     reason: str
 
 
+class Bundle(NamedTuple):
+    """Several messages in one frame, in the order in which they are to be taken; of data at most one, and last.
+
+    A frame costs both sides more than most of what is in one. Only to peers that read it (`features.BUNDLES`).
+    """
+
+    messages: tuple[PeerMessage, ...]
+
+
 class LeaseAsks(NamedTuple):
     """What a proposer asks this voter about some scopes, under the membership that it knows."""
 
@@ -242,6 +252,7 @@ PeerMessage: TypeAlias = (
     | OwnHeadsQuestion
     | OwnHeadsAnswer
     | Bye
+    | Bundle
     | LeaseAsks
     | LeaseAnswers
     | LeasesFreed
@@ -452,6 +463,7 @@ KINDS: Final[dict[int, type[Any]]] = {
     20: LeaseAsks,
     21: LeaseAnswers,
     22: LeasesFreed,
+    50: Bundle,
 }
 KIND_OF: Final = {message: kind for kind, message in KINDS.items()}
 
@@ -496,8 +508,25 @@ _SHAPES: Final[dict[int, Check]] = {
     20: _fields(_uint, _uint, _many(_ask, LEASES_PER_FRAME_MAX), into=LeaseAsks),
     21: _fields(_uint, _uint, _many(_answer, LEASES_PER_FRAME_MAX), _vector, into=LeaseAnswers),
     22: _fields(_many(_scope, LEASES_PER_FRAME_MAX), into=LeasesFreed),
+    50: lambda value: _bundle(value),  # noqa: PLW0108 - made of the shapes above
 }
 assert _SHAPES.keys() == KINDS.keys()
+BUNDLED: Final = frozenset(KIND_OF[message] for message in (HeadsHeard, Commits, Credit, AckHeard, Ping, Pong))
+
+
+def _bundle(value: Any) -> Bundle:
+    if type(value) is not tuple or len(value) != 1 or type(value[0]) is not tuple:
+        raise _wrong(value, "an array of messages")
+    if not 0 < len(value[0]) <= BUNDLE_MESSAGES_MAX:
+        raise _wrong(value, f"1 to {BUNDLE_MESSAGES_MAX} messages")
+    messages: list[PeerMessage] = []
+    for part in value[0]:
+        if type(part) is not tuple or not part or type(part[0]) is not int or part[0] not in BUNDLED:
+            raise _wrong(part, "a message that comes in bundles")
+        if messages and type(messages[-1]) is Commits:
+            raise _wrong(part, "nothing behind commits")
+        messages.append(_SHAPES[part[0]](part[1:]))
+    return Bundle(tuple(messages))
 
 
 class Frame(NamedTuple):
@@ -517,6 +546,8 @@ def encode_frame(number: int, message: PeerMessage) -> bytes:
     fields: tuple[Plain, ...] = message
     if type(message) is SnapshotChunk:
         fields = (message.domain, message.offset, tuple(tuple(row)[1:] for row in message.rows))
+    elif type(message) is Bundle:
+        fields = (tuple([(KIND_OF[type(part)], *part) for part in message.messages]),)
     frame = encode((KIND_OF[type(message)], number, *fields))
     if len(frame) > FRAME_BYTES_MAX:
         name = type(message).__name__

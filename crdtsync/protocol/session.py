@@ -172,9 +172,10 @@ class Session:
         return self.state is SessionState.OPEN
 
     def encode(self, message: PeerMessage) -> bytes:
-        """The next frame of this link."""
+        """The next frame of this link. Raises LocalProtocolError if it is too large, and there was none."""
+        frame = encode_frame(self.sent + 1, message)
         self.sent += 1
-        return encode_frame(self.sent, message)
+        return frame
 
     def decode(self, data: bytes) -> tuple[SessionEvent, PeerMessage | None] | None:
         """What a frame is to this session, and its message; None for a replay, which changes nothing.
