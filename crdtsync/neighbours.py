@@ -66,6 +66,7 @@ class Neighbours:
         self._here = here
         self._keeper = keeper
         self._restored = restored
+        self._caught: Heads | None = None  # what of `_wanted` is applied
         self._wanted = Heads()  # of our own node's writers, as far as anybody knows them
         self._gone_since_ms: int | None = None  # since when no member has some of that
         self._known_more = False  # a peer knew commits of ours that our disk lacked: it is old, or a copy
@@ -274,7 +275,9 @@ class Neighbours:
 
     @property
     def _caught_up(self) -> bool:
-        return self._here.log.applied.covers(self._wanted)
+        if self._caught is not self._wanted and self._here.log.applied.covers(self._wanted):
+            self._caught = self._wanted  # what is applied never goes back: no need to ask again in each turn
+        return self._caught is self._wanted
 
     def recover(self) -> None:
         """Acknowledge again once every member has answered and all that they know of us is here."""

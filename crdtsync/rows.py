@@ -65,6 +65,7 @@ class Rows:
         self.digest = Digest()  # of the rows on disk
         self.folded = Heads()
         self.floor: dict[WriterId, Floor] = {}
+        self._floor_heads: Heads | None = None  # of `floor`, asked for with each frame; None after it moved
         self._pending: deque[TaskId] | None = None
         self._fold: Any = None  # what to record when `_pending` is written
         self._fold_heads = Heads()
@@ -244,6 +245,7 @@ class Rows:
         """The floor never goes back: below a snapshot's lie commits that our own disk still has, dropped only later."""
         if writer not in self.floor or floor.number > self.floor[writer].number:
             self.floor[writer] = floor
+            self._floor_heads = None
 
     def _floor_state(self) -> Any:
         """The floor in the form of `DomainLog.export_state`."""
@@ -252,7 +254,9 @@ class Rows:
     @property
     def floor_heads(self) -> Heads:
         """What was dropped here: a peer that lacks any of it must take a snapshot."""
-        return Heads({writer: floor.number for writer, floor in self.floor.items()})
+        if self._floor_heads is None:
+            self._floor_heads = Heads({writer: floor.number for writer, floor in self.floor.items()})
+        return self._floor_heads
 
     # Snapshots ---------------------------------------------------------------------------------
 
@@ -315,6 +319,7 @@ class Rows:
         if f"floor/{here.domain}" in meta:
             floor: Any = codec.decode(meta[f"floor/{here.domain}"], bytes_max=FOLD_BYTES_MAX)
             self.floor = {writer: Floor(*rest) for writer, *rest in floor[2]}
+            self._floor_heads = None
         packed = meta.get(f"fold/{here.domain}")
         if packed is None:
             if evidence:

@@ -83,7 +83,7 @@ class Settlement:
         if (stable, applied) == self._done:
             return False
         whole = True
-        for writer in sorted(stable):
+        for writer in sorted(stable.beyond(self.visited)):
             upto = min(stable[writer], applied[writer])
             while self.visited.get(writer, 0) < upto:
                 if left <= 0:

@@ -163,8 +163,8 @@ class Exchange:
         self._own_acks[domain] = ack
         if self._wire.stability[domain].offer(ack, now.mono_ms):
             self._mark(domain, ack.member, None, now)
-            known = before.heads if before is not None else Heads()
-            self._hurry({region_of(w) for w in ack.heads if ack.heads[w] > known[w]} - {ack.member}, now)
+            news = ack.heads.changes(before.heads if before is not None else Heads())
+            self._hurry({region_of(writer) for writer, _ in news} - {ack.member}, now)
 
     def ack(self, link: Link, message: AckHeard, now: Now) -> list[Arrived]:
         """An acknowledgement of a member, its own or relayed.
@@ -189,9 +189,12 @@ class Exchange:
         if not self._wire.stability[message.domain].offer(ack, given_ms):
             return []
         self._liveness.acknowledged(member, given_ms)
-        needs = {r for r, peer in self._peers.items() if peer.open_link and member not in peer.open_link.links}
-        needs -= {link.peer, member}
-        if needs:
+        needs = [
+            region
+            for region, peer in self._peers.items()
+            if region not in (link.peer, member) and (other := peer.open_link) and member not in other.links
+        ]
+        if needs:  # in a full mesh nobody does: each heard it of the member itself
             self._mark(message.domain, member, link.peer, now)
             self._hurry(needs, now)
         return [AckArrived(link.peer, message.domain, ack)]

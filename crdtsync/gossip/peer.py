@@ -146,4 +146,5 @@ class Peer:
 
     @property
     def open_link(self) -> Link | None:
-        return self.link if self.link is not None and self.link.is_open else None
+        link = self.link
+        return link if link is not None and link.session.state is SessionState.OPEN else None

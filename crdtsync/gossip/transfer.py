@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from crdtsync.clock import Now
@@ -20,9 +21,9 @@ from crdtsync.gossip.arrived import (
 from crdtsync.gossip.peer import Link, Peer
 from crdtsync.gossip.snapshots import SnapshotReceiver, SnapshotSender
 from crdtsync.gossip.wire import Wire
-from crdtsync.identifiers import Domain, RegionId, region_of
+from crdtsync.identifiers import Domain, RegionId, WriterId, region_of
 from crdtsync.log.heads import Heads
-from crdtsync.protocol.codec import encode
+from crdtsync.protocol.codec import encode, encode_uint
 from crdtsync.protocol.peer_messages import (
     Commits,
     Credit,
@@ -34,6 +35,12 @@ from crdtsync.protocol.peer_messages import (
 )
 
 COMMIT_PREAMBLE_BYTES: Final = 2  # a commit's array head and version; domain, writer and number follow
+
+
+@lru_cache(maxsize=1_024)
+def _named(domain: Domain, writer: WriterId) -> bytes:
+    """How a commit of this writer goes on behind its preamble."""
+    return encode(domain) + encode(writer)
 
 
 class Transfer:
@@ -201,9 +208,9 @@ class Transfer:
         members = self._wire.identity.members
         blobs: list[bytes] = []
         for run in message.runs:
-            named = encode(message.domain) + encode(run.writer)
+            named = _named(message.domain, run.writer)
             for number, blob in enumerate(run.blobs, run.first):
-                if not blob.startswith(named + encode(number), COMMIT_PREAMBLE_BYTES):
+                if not blob.startswith(named + encode_uint(number), COMMIT_PREAMBLE_BYTES):
                     raise RemoteProtocolError(f"not commit {number} of {run.writer}", writer=run.writer, number=number)
             if region_of(run.writer) not in members:
                 self._wire.counters["commits_of_strangers"] += len(run.blobs)

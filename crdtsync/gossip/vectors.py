@@ -30,11 +30,7 @@ class VectorFeed:
             return VectorDelta(full=True, entries=vector.to_wire())  # type: ignore[arg-type]  # the same writers
         if before is vector:
             return NOTHING_NEW
-        after = vector.items()
-        entries = [(writer, number) for writer, number in after if before[writer] != number]
-        if sum(writer in before for writer, _ in after) < len(before):
-            entries.extend((writer, 0) for writer in before if writer not in vector)
-        return VectorDelta(full=False, entries=tuple(entries))
+        return VectorDelta(full=False, entries=tuple(vector.changes(before)))
 
 
 class VectorMirror:

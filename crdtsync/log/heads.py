@@ -113,6 +113,20 @@ class Heads:
             return self
         return Heads.of({**self._last, writer: number})
 
+    def beyond(self, other: Mapping[WriterId, int]) -> dict[WriterId, int]:
+        """The entries that are further than in `other`."""
+        reached = other.get
+        return {writer: number for writer, number in self._last.items() if number > reached(writer, 0)}
+
+    def changes(self, before: Heads) -> list[tuple[WriterId, int]]:
+        """What makes these heads of those before, in the order of the writers; number 0 removes an entry."""
+        known, last = before._last, self._last
+        changed = [(writer, number) for writer, number in last.items() if known.get(writer) != number]
+        if len(last) - sum([writer not in known for writer, _ in changed]) < len(known):
+            changed += [(writer, 0) for writer in known if writer not in last]
+        changed.sort()
+        return changed
+
     def lacking(self, other: Heads) -> tuple[Span, ...]:
         """What is in `other` and not here, one span per writer, in the order of the writers."""
         mine = self._last
@@ -168,10 +182,11 @@ class RunningHeads(dict[WriterId, int]):
 
     def join(self, heads: Heads) -> list[WriterId]:
         """Go up to `heads` where they are further. Returns the writers that moved."""
-        moved = [writer for writer in heads if heads[writer] > self.get(writer, 0)]
-        for writer in moved:
-            self.advance(writer, heads[writer])
-        return moved
+        moved = heads.beyond(self)
+        self.update(moved)
+        if moved:
+            self._frozen = None
+        return list(moved)
 
     def frozen(self) -> Heads:
         """These heads as they are now; copied at most once per change."""

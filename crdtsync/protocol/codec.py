@@ -48,6 +48,16 @@ def encode(plain: Plain) -> bytes:
         raise LocalProtocolError(f"not a plain value: {error}") from error
 
 
+def encode_uint(number: int) -> bytes:
+    """As `encode` of a number from 0: a fifth of its price, which each commit of a frame has to pay."""
+    if number < 24:
+        return bytes((number,))
+    for size, head in ((1, b"\x18"), (2, b"\x19"), (4, b"\x1a"), (8, b"\x1b")):
+        if not number >> 8 * size:
+            return head + number.to_bytes(size, "big")
+    raise LocalProtocolError(f"{number} has more than 64 bits")
+
+
 def decode(data: bytes, *, bytes_max: int, depth_max: int = DEPTH_MAX) -> Plain:
     """The plain value that `data` holds, and nothing after it. Arrays come back as tuples.
 
