@@ -24,7 +24,8 @@ from crdtsync.identifiers import DEFAULT_DOMAIN, RegionId, TaskId, WriterId, wri
 from crdtsync.log.domain_log import DomainLog
 from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Ack, Stability
-from crdtsync.protocol.peer_messages import Commits, decode_frame
+from crdtsync.protocol import features
+from crdtsync.protocol.peer_messages import Commits, decode_frame, parts_of
 from crdtsync.protocol.session import SessionState
 
 START_WALL_MS = 1_700_000_000_000
@@ -119,6 +120,7 @@ class Node:
             stability={DOMAIN: self.stability},
             settings=network.settings,
             host=self,
+            features=0 if self.region in network.old else features.OURS,
         )
         self.apply()
         if incarnation > 1:
@@ -210,6 +212,7 @@ class Network:
     Args:
         edges: Who is linked with whom while nothing is cut.
         loss: Share of frames that vanish.
+        old: Regions whose version knows no features.
         jitter_ms: Added to the latency of each frame at random, without changing their order.
     """
 
@@ -225,7 +228,9 @@ class Network:
         loss: float = 0.0,
         jitter_ms: int = 0,
         settings: GossipSettings | None = None,
+        old: Iterable[str] = (),
     ) -> None:
+        self.old = frozenset(old)
         self.names = sorted(names)
         self.edges = {tuple(sorted(edge)) for edge in edges}
         self.settings = settings or GossipSettings()
@@ -335,7 +340,9 @@ class Network:
         self.note(str(node.region), peer, message)
         source = str(node.region)
         lost = self.random.random() < self.loss or (source, peer) in self.black_holes
-        if (source, peer) in self.lose_next_commits and isinstance(decode_frame(message).message, Commits):
+        if (source, peer) in self.lose_next_commits and any(
+            isinstance(part, Commits) for part in parts_of(decode_frame(message).message)
+        ):
             self.lose_next_commits.discard((source, peer))
             lost = True
         if generation is None or edge in self.cut or lost:
@@ -358,13 +365,11 @@ class Network:
         """Keep account of every commit that is sent, and of where each node had it from."""
         if self.recording:
             self.frames.append((source, peer, message))
-        frame = decode_frame(message).message
-        if not isinstance(frame, Commits):
-            return
-        for run in frame.runs:
-            for number in range(run.first, run.first + len(run.blobs)):
-                self.commits_sent.append((source, peer, run.writer, number))
-                self.sent["commits"] += 1
+        for part in parts_of(decode_frame(message).message):
+            for run in part.runs if isinstance(part, Commits) else ():
+                for number in range(run.first, run.first + len(run.blobs)):
+                    self.commits_sent.append((source, peer, run.writer, number))
+                    self.sent["commits"] += 1
 
     # Time
 

@@ -72,7 +72,22 @@ def _rows(domain: Domain) -> st.SearchStrategy:
     )
 
 
+small_talk = st.one_of(
+    st.builds(m.HeadsHeard, domains, numbers, numbers, numbers, _tuples(regions), deltas, deltas, deltas, digests),
+    st.builds(m.Credit, numbers),
+    st.builds(m.AckHeard, domains, regions, writers, numbers, deltas, numbers),
+    st.builds(m.Ping, numbers, walls, numbers, numbers, _tuples(beats)),
+    st.builds(m.Pong, numbers, walls, walls, walls),
+)
+commits = st.builds(m.Commits, domains, numbers, _tuples(runs))
+bundles = st.builds(
+    lambda told, data: m.Bundle((*told, *data)),
+    st.lists(small_talk, min_size=1, max_size=3),
+    st.lists(commits, max_size=1),
+)
+
 messages = st.one_of(
+    bundles,
     st.builds(m.Hello, numbers, texts, regions, writers, numbers, numbers, _tuples(domains), numbers),
     st.builds(m.HelloRefused, texts, texts),
     st.builds(m.HeadsHeard, domains, numbers, numbers, numbers, _tuples(regions), deltas, deltas, deltas, digests),

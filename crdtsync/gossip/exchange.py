@@ -69,6 +69,10 @@ class Exchange:
         link.heads_sent_ms = now.mono_ms
         link.heads_due_ms = now.mono_ms + self._jittered_ms(link)
 
+    def may_send_heads(self, link: Link, mono_ms: int) -> bool:
+        """Whether the least time since the last exchange has passed."""
+        return link.heads_sent_ms is None or mono_ms - link.heads_sent_ms >= self._wire.settings.heads_spacing_ms
+
     def hasten(self, link: Link, now: Now) -> None:
         """Something happened that the peer should hear of before the next regular exchange."""
         soonest = now.mono_ms

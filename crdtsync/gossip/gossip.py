@@ -266,9 +266,10 @@ class Gossip:
         """Do what is due."""
         self._observe(now)
         mono_ms = now.mono_ms
+        soon_ms = mono_ms + self._settings.slack_ms
         for known in self._peers.values():
             link = known.link
-            if link is not None and (link.due_ms <= mono_ms or link.suspected or self._is_late(link, mono_ms)):
+            if link is not None and (link.due_ms <= soon_ms or link.suspected or self._is_late(link, mono_ms)):
                 self._tick_link(link, now)
         due_ms = self._exchange.acks_due_ms
         if due_ms is not None and due_ms <= now.mono_ms:
@@ -508,10 +509,12 @@ class Gossip:
             return
         if link.suspected or self._is_late(link, now.mono_ms):
             self._suspect(link, now)
-        if link.heads_due_ms <= now.mono_ms:
+        soon_ms = now.mono_ms + self._settings.slack_ms
+        due_ms = link.heads_due_ms
+        if due_ms <= now.mono_ms or (due_ms <= soon_ms and self._exchange.may_send_heads(link, now.mono_ms)):
             self._recovery.ask(link, now)
             self._exchange.send_heads(link, now)
-        if link.ping_due_ms <= now.mono_ms:
+        if link.ping_due_ms <= soon_ms:
             session = link.session
             beats = self._liveness.to_relay(link.peer, now)
             time_ms = self._wire.host.time_ms(now)

@@ -23,6 +23,8 @@ class GossipSettings:
     ack_spread_ms: int = 250
     """The same on its way to all others, unless something else goes there anyway: they only learn by it that what they
     hold is settled. In a quiet mesh of five, sent at once, acknowledgements were half of all frames."""
+    slack_ms: int = 120
+    """What is due within so long is done with whatever else is due now: links share a turn, messages a frame."""
     hello_timeout_ms: int = 5_000
     """How long a new link may take to say Hello."""
     idle_timeout_ms: int = 5_000

@@ -529,6 +529,13 @@ def _bundle(value: Any) -> Bundle:
     return Bundle(tuple(messages))
 
 
+def parts_of(message: PeerMessage | None) -> tuple[PeerMessage, ...]:
+    """What a frame says, one message after another; nothing if its kind is unknown."""
+    if message is None:
+        return ()
+    return message.messages if isinstance(message, Bundle) else (message,)
+
+
 class Frame(NamedTuple):
     """A decoded frame. `message` is None when its kind is unknown to this version."""
 

@@ -9,7 +9,7 @@ import pytest
 
 from crdtsync.errors import InvalidRequestError, LocalProtocolError, RemoteProtocolError
 from crdtsync.identifiers import EventId
-from crdtsync.protocol.codec import DEPTH_MAX, decode, decode_message, decode_value, encode, encode_value
+from crdtsync.protocol.codec import DEPTH_MAX, decode, decode_message, decode_value, encode, encode_uint, encode_value
 from tests.log_strategies import EU
 
 VECTORS = Path(__file__).parents[3] / "shared" / "data" / "cbor"
@@ -163,3 +163,11 @@ def test_plain_integers_text_and_arrays_of_appendix_a_have_one_encoding():
 def test_no_vector_file_is_one_plain_value_or_a_crash(path):
     with pytest.raises(RemoteProtocolError):
         decode(path.read_bytes(), bytes_max=1 << 16)
+
+
+def test_the_short_way_for_a_number_is_the_plain_one():
+    edges = [1 << bits for bits in range(64)] + [23, 24]
+    for number in {0, *edges, *(edge - 1 for edge in edges), (1 << 64) - 1}:
+        assert encode_uint(number) == encode(number)
+    with pytest.raises(LocalProtocolError):
+        encode_uint(1 << 64)

@@ -101,6 +101,15 @@ def test_a_kind_of_a_later_version_is_no_error():
         [21, 1, 0, 1, [["s", 0, 1, 1, "maybe", 1, "", 0, 0, False]], []],
         [21, 1, 0, 1, [["s", 0, 1, 1, "", 1, "EU", 0, 0, False]], []],
         [22, 1, [7]],
+        [50, 1],
+        [50, 1, []],
+        [50, 1, [[]]],
+        [50, 1, [[99, 1]]],
+        [50, 1, [[16, "bye"]]],
+        [50, 1, [[50, [[5, 1]]]]],
+        [50, 1, [[5, -1]]],
+        [50, 1, [[4, "default", 0, []], [5, 1]]],
+        [50, 1, [[5, 1]] * (m.BUNDLE_MESSAGES_MAX + 1)],
         [16, 1, cbor2.CBORTag(0, "2020-01-01T00:00:00Z")],
     ],
 )
@@ -154,6 +163,7 @@ def test_every_kind_has_a_number_for_ever():
         20: ("LeaseAsks", 3),
         21: ("LeaseAnswers", 4),
         22: ("LeasesFreed", 1),
+        50: ("Bundle", 1),
     }
 
 
@@ -161,3 +171,39 @@ def test_a_ping_of_the_first_version_is_read_for_ever():
     frame = bytes.fromhex("8707011903e81b0000018bcfe5680000008184626170071903e705")
     beat = m.Beat(RegionId("ap"), 7, 999, 5)
     assert m.decode_frame(frame) == (7, 1, m.Ping(1_000, 1_700_000_000_000, 0, 0, (beat,)))
+
+
+_like_entries = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from([str(EU_1), "eu/n", "", 5]), st.sampled_from([0, 1, BIG, -1, True, "1"])),
+        st.sampled_from([(), (str(EU_1),), (str(EU_1), 1, 1), [str(EU_1), 1], None]),
+    ),
+    max_size=3,
+).map(tuple)
+_like_deltas = st.one_of(st.tuples(st.sampled_from([True, False, 0, None]), _like_entries), st.sampled_from([(), 7]))
+
+
+def outcome(check, value):
+    try:
+        return check(value)
+    except RemoteProtocolError as error:
+        return str(error)
+
+
+@given(_like_deltas)
+def test_the_short_way_for_vectors_is_the_plain_one(value):
+    assert outcome(m._delta, value) == outcome(m._plain_delta, value)
+
+
+@given(
+    st.tuples(
+        st.sampled_from(["default", "", 1]),
+        st.sampled_from(["eu", "EU", 1]),
+        st.sampled_from([str(EU_1), "eu/n", None]),
+        st.sampled_from([0, 7, -1, BIG, True]),
+        _like_deltas,
+        st.sampled_from([0, BIG, "1"]),
+    )
+)
+def test_the_short_way_for_acknowledgements_is_the_plain_one(value):
+    assert outcome(m._ack, value) == outcome(m._plain_ack, value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crdtsync.log.heads import Heads
+from crdtsync.log.heads import Heads, RunningHeads
 from tests.log_strategies import writer
 
 heads = st.dictionaries(st.sampled_from([writer(f"r{n}") for n in range(4)]), st.integers(0, 5)).map(Heads)
@@ -50,3 +50,21 @@ def test_filling_what_is_lacking_gives_the_join(a, b):
 @given(heads)
 def test_heads_survive_the_wire(a):
     assert Heads.from_wire(a.to_wire()) == a
+
+
+@given(heads, heads)
+def test_changes_lead_from_one_to_the_other(before, after):
+    changed = after.changes(before)
+    assert changed == sorted(changed)
+    moved = {**dict(before.items()), **dict(changed)}
+    assert Heads(moved) == after
+    assert all(before[writer] != number for writer, number in changed)
+
+
+@given(heads, heads)
+def test_joining_in_place_is_joining(a, b):
+    running = RunningHeads()
+    running.join(a)
+    moved = running.join(b)
+    assert running.frozen() == a.join(b)
+    assert sorted(moved) == [span.writer for span in a.lacking(b)]
