@@ -399,7 +399,7 @@ class Gossip:
         if decoded is None:
             self._wire.counters["replays"] += 1
             return []
-        event, message = decoded
+        event, message, size = decoded
         greeting = link.session.state is SessionState.GREETING
         if greeting and isinstance(message, Hello):
             refusal = Refusal.CUT if link.peer in self.cut else self._wire.identity.refusal(message, link.peer)
@@ -423,11 +423,12 @@ class Gossip:
         if message is None:
             self._wire.counters["unknown_kinds"] += 1
             return []
-        return self._handlers[type(message)](known, link, message, len(data), now)
+        return self._handlers[type(message)](known, link, message, size, now)
 
     def _opened(self, known: Peer, link: Link, hello: Hello, now: Now) -> list[Arrived]:
         link.session.hello = hello
-        link.takes_bundles = bool(hello.features & self._wire.identity.features & features.BUNDLES)
+        common = hello.features & self._wire.identity.features
+        link.takes_bundles, link.takes_packed = bool(common & features.BUNDLES), bool(common & features.ZSTD)
         link.credit = CreditOut(hello.granted)
         for domain in sorted(set(hello.domains) & self._wire.logs.keys()):
             link.domains[domain] = DomainLink(domain, Feed(domain, self._wire.me, link.peer, self._settings))

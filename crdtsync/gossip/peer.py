@@ -74,6 +74,7 @@ class Link:
         self.close_reason = ""
         self.told: list[PeerMessage] = []  # messages that leave in one frame at the end of the turn
         self.takes_bundles = False
+        self.takes_packed = False
 
     @property
     def is_open(self) -> bool:

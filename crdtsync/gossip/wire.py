@@ -16,7 +16,16 @@ from crdtsync.identifiers import Domain, RegionId
 from crdtsync.log.domain_log import DomainLog
 from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Stability
-from crdtsync.protocol.peer_messages import BUNDLE_MESSAGES_MAX, Bundle, Commits, PeerMessage
+from crdtsync.protocol.peer_messages import (
+    BUNDLE_MESSAGES_MAX,
+    KIND_OF,
+    PACK_BYTES_MIN,
+    PACKED,
+    Bundle,
+    Commits,
+    PeerMessage,
+    pack_frame,
+)
 from crdtsync.protocol.session import Identity
 
 
@@ -101,17 +110,21 @@ class Wire:
         self._telling.pop(link, None)
 
     def send(self, link: Link, message: PeerMessage) -> int:
-        """One frame to the peer, behind what it was told. Returns its size in bytes."""
+        """One frame to the peer, behind what it was told. Returns its size in bytes before it was packed."""
         if link.told:
             self.flush(link)
         return self._frame(link, message)
 
     def _frame(self, link: Link, message: PeerMessage) -> int:
+        """One frame, packed where that is worth while. Returns its size before that: memory is what credits bound."""
         frame = link.session.encode(message)
+        size = len(frame)
+        if size >= PACK_BYTES_MIN and link.takes_packed and KIND_OF[type(message)] in PACKED:
+            frame = pack_frame(link.session.sent, frame)
         self.effects.append(Send(link.peer, frame))
         self.counters["frames_sent"] += 1
         self.counters["bytes_sent"] += len(frame)
-        return len(frame)
+        return size
 
     def send_data(self, link: Link, message: PeerMessage) -> None:
         """One frame that costs credit."""

@@ -7,5 +7,6 @@ from typing import Final
 
 LEASES: Final = 1 << 0  # peer messages 20 to 22: quorum leases
 BUNDLES: Final = 1 << 3  # peer message 50: several messages in one frame
+ZSTD: Final = 1 << 4  # frame kind 51: a frame packed by zstd
 
-OURS: Final = LEASES | BUNDLES  # what this version says of itself
+OURS: Final = LEASES | BUNDLES | ZSTD  # what this version says of itself

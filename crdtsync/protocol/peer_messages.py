@@ -22,7 +22,8 @@ from crdtsync.events import Plain
 from crdtsync.identifiers import TASK_ID_BYTES, Domain, RegionId, TaskId, WriterId, is_region, is_writer
 from crdtsync.log.commit import COMMIT_BYTES_MAX, DOMAIN_CHARS_MAX
 from crdtsync.log.heads import NUMBER_MAX, Heads
-from crdtsync.protocol.codec import check_plain, decode_unchecked, encode
+from crdtsync.protocol.codec import check_plain, decode_unchecked, encode, encode_uint
+from crdtsync.protocol.compression import pack, unpack
 
 PEER_PROTOCOL_VERSION: Final = 1
 FRAME_BYTES_MAX: Final = COMMIT_BYTES_MAX + (64 << 10)  # the largest commit must fit into a frame of its own
@@ -441,6 +442,7 @@ _step = _one_of([int(step) for step in Step], "a step")
 _refusal = _one_of([str(refusal) for refusal in Refusal], "a refusal")
 _ask = _fields(_scope, _step, _uint, _uint, _uint, _lease_ms, into=Ask)
 _answer = _fields(_scope, _step, _uint, _uint, _refusal, _uint, _optional_region, _uint, _lease_ms, _bool, into=Answer)
+_packed = _fields(_uint, _payload)
 _own_heads = _fields(_domain, _vector, _optional(_fields(_writer, _uint, _vector)), into=OwnHeads)
 
 KINDS: Final[dict[int, type[Any]]] = {
@@ -536,12 +538,24 @@ def parts_of(message: PeerMessage | None) -> tuple[PeerMessage, ...]:
     return message.messages if isinstance(message, Bundle) else (message,)
 
 
+PACKED_KIND: Final = 51  # [51, number, size, zstd of the frame of `size` bytes that this one stands for]
+PACKED: Final = frozenset(KIND_OF[message] for message in (Commits, SnapshotChunk, SnapshotState, Bundle))
+PACK_BYTES_MIN: Final = 1_024  # below, a header and a call cost more than is saved
+
+
 class Frame(NamedTuple):
     """A decoded frame. `message` is None when its kind is unknown to this version."""
 
     kind: int
     number: int
     message: PeerMessage | None
+    size: int  # in bytes, before it was packed: what credits count
+
+
+def pack_frame(number: int, frame: bytes) -> bytes:
+    """A frame of one of the kinds in `PACKED`, packed if that makes it smaller. Only for peers with `features.ZSTD`."""
+    packed = encode((PACKED_KIND, number, len(frame), pack(frame)))
+    return packed if len(packed) < len(frame) else frame
 
 
 def encode_frame(number: int, message: PeerMessage) -> bytes:
@@ -572,11 +586,26 @@ def decode_frame(data: bytes) -> Frame:
     if type(plain) is not tuple or len(plain) < 2:
         raise RemoteProtocolError("a frame is an array [kind, number, ...]")
     kind, number = _uint(plain[0]), _uint(plain[1])
+    if kind == PACKED_KIND:
+        return _unpacked(number, plain[2:])
     shape = _SHAPES.get(kind)
     if shape is None:
         check_plain(plain)
-        return Frame(kind, number, None)
+        return Frame(kind, number, None, len(data))
     message: PeerMessage = shape(plain[2:])
     if type(message) is SnapshotChunk:
         message = message._replace(rows=tuple(row._replace(domain=message.domain) for row in message.rows))
-    return Frame(kind, number, message)
+    return Frame(kind, number, message, len(data))
+
+
+def _unpacked(number: int, fields: tuple[Any, ...]) -> Frame:
+    """The frame that a packed one stands for."""
+    size, packed = _packed(fields)
+    data = unpack(packed, size, size_max=FRAME_BYTES_MAX)
+    # Looked at before it is decoded, or frames could be packed in frames in frames.
+    if not any(data.startswith(encode_uint(kind), 1) for kind in PACKED):
+        raise RemoteProtocolError("a packed frame stands for one of another kind")
+    frame = decode_frame(data)
+    if frame.kind not in PACKED or frame.number != number:
+        raise RemoteProtocolError(f"a packed frame {number} stands for frame {frame.number} of kind {frame.kind}")
+    return frame

@@ -177,8 +177,8 @@ class Session:
         self.sent += 1
         return frame
 
-    def decode(self, data: bytes) -> tuple[SessionEvent, PeerMessage | None] | None:
-        """What a frame is to this session, and its message; None for a replay, which changes nothing.
+    def decode(self, data: bytes) -> tuple[SessionEvent, PeerMessage | None, int] | None:
+        """What a frame is to this session, its message, its unpacked size; None for a replay, which changes nothing.
 
         The message is None if its kind is unknown to this version.
 
@@ -190,7 +190,7 @@ class Session:
             return None
         self.missed += frame.number - self.seen - 1
         self.seen = frame.number
-        return _EVENT_OF.get(type(frame.message), SessionEvent.TRAFFIC), frame.message
+        return _EVENT_OF.get(type(frame.message), SessionEvent.TRAFFIC), frame.message, frame.size
 
 
 _EVENT_OF: Final[dict[type, SessionEvent]] = {

@@ -1112,3 +1112,24 @@ def test_missing_commits_on_disk_are_an_alarm_and_no_loop():
 
 def test_a_jittered_exchange_of_heads_keeps_its_promise_of_three_seconds():
     assert SETTINGS.heads_interval_ms * 5 // 4 <= 3_000
+
+
+# Packed frames ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reads", [features.OURS, features.BUNDLES, 0])
+def test_bulk_is_packed_for_peers_that_read_it_and_costs_the_same_credit(reads):
+    node = lone()
+    node.write(100, size=1_000)
+    node.network.run(100)
+    fake = Fake(node)
+    fake.connect()
+    fake.hello(features=reads)
+    fake.say(fake.heads())
+    frames = [effect.message for effect in node.gossip.take_effects() if isinstance(effect, Send)]
+    runs = [part for frame in frames for part in of_kind(said_in(frame), m.Commits)]
+    assert sum(len(run.blobs) for part in runs for run in part.runs) == 100
+    packed = [frame for frame in frames if cbor2.loads(frame)[0] == m.PACKED_KIND]
+    assert bool(packed) == bool(reads & features.ZSTD)
+    spent = sum(m.decode_frame(frame).size for frame in frames if of_kind(said_in(frame), m.Commits))
+    assert fake.gossip._link(US).credit.sent == spent > 100_000
