@@ -6,12 +6,14 @@ import argparse
 import asyncio
 import importlib
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
+from benchmarks import readme
 from benchmarks.report import Report
 
 BENCHMARKS: Final = {
@@ -37,29 +39,51 @@ def parser_of() -> argparse.ArgumentParser:
         module_of(name).arguments(one)
         _common(one)
     _common(nouns.add_parser("all", help="each of them in its default size"))
+    text = "write the tables of the README from JSON results"
+    report = nouns.add_parser("report", help=text, description=text)
+    report.add_argument(
+        "results", nargs="+", type=Path, metavar="FILE", help="what --json wrote, in the order of the page"
+    )
+    report.add_argument(
+        "--into", type=Path, default=readme.README, metavar="FILE", help="the page (benchmarks/README.md)"
+    )
     return parser
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the figures here as well; - prints them instead")
-    parser.add_argument("--full", action="store_true", help="the sizes of the targets; takes long")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--full", action="store_true", help="the sizes of the targets; takes hours")
+    size.add_argument("--published", action="store_true", help="the sizes of the README: large, in bearable time")
 
 
 def run(name: str, args: argparse.Namespace) -> Report:
     module = module_of(name)
     if args.full:
         module.full(args)
+    elif args.published:
+        module.published(args)
+    begun = time.monotonic()
     report: Report = asyncio.run(module.run(args))
+    report.seconds = time.monotonic() - begun
+    report.command = f"python -m benchmarks {name}" + (
+        " --full" if args.full else " --published" if args.published else ""
+    )
     return report
 
 
 def main(argv: Sequence[str]) -> int:
     parser = parser_of()
     args = parser.parse_args(argv)
+    if args.name == "report":
+        figures = readme.markdown(readme.read(args.results))
+        args.into.write_text(readme.put(args.into.read_text("utf-8"), figures), "utf-8")
+        return 0
+    sizes = [option for option, chosen in (("--full", args.full), ("--published", args.published)) if chosen]
     names = list(BENCHMARKS) if args.name == "all" else [args.name]
     reports = []
     for name in names:
-        options = args if args.name == name else parser.parse_args([name, *(["--full"] if args.full else [])])
+        options = args if args.name == name else parser.parse_args([name, *sizes])
         report = run(name, options)
         if args.json != "-":
             report.show(Console(width=None if sys.stdout.isatty() else 160))

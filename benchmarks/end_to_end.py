@@ -386,6 +386,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where data is kept: a real disk")
 
 
+def published(args: argparse.Namespace) -> None:
+    args.tasks, args.drain, args.lat, args.runs = 5_000, 20_000, 300, 3
+
+
 def full(args: argparse.Namespace) -> None:
     args.tasks, args.drain, args.lat = 20_000, 100_000, 500
 

@@ -216,5 +216,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where data is kept: a real disk")
 
 
+def published(args: argparse.Namespace) -> None:
+    args.tasks, args.runs = 20_000, 1
+
+
 def full(args: argparse.Namespace) -> None:
     args.tasks, args.runs = 200_000, 3

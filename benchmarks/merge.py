@@ -277,5 +277,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(data=DATA)
 
 
+def published(args: argparse.Namespace) -> None:
+    args.events, args.runs = [20_000], 3
+
+
 def full(args: argparse.Namespace) -> None:
     args.events = [20_000, 200_000]

@@ -122,5 +122,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where data is kept: a real disk")
 
 
+def published(args: argparse.Namespace) -> None:
+    args.tasks, args.runs = [10_000, 100_000], 3
+
+
 def full(args: argparse.Namespace) -> None:
     args.tasks = [10_000, 100_000, 1_000_000]

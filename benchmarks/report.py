@@ -43,11 +43,15 @@ class Report:
     tables: list[Table] = field(default_factory=list)
     calibrations: list[dict[str, Any]] = field(default_factory=list)
     date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M"))
+    seconds: float = 0.0  # that it took, all runs and preparations together
+    command: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         return {
             "benchmark": self.benchmark,
             "date": self.date,
+            "command": self.command,
+            "seconds": round(self.seconds, 1),
             "input": self.input,
             "machine": self.machine,
             "calibrations": self.calibrations,

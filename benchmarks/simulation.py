@@ -38,5 +38,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=1)
 
 
+def published(args: argparse.Namespace) -> None:
+    args.seeds, args.runs = 20, 1
+
+
 def full(args: argparse.Namespace) -> None:
     args.seeds, args.runs = 60, 3

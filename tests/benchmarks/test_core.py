@@ -20,6 +20,7 @@ def test_every_benchmark_has_options_sizes_and_a_run() -> None:
     for name in BENCHMARKS:
         args = parser.parse_args([name, "--full", "--json", "-"])
         module_of(name).full(args)
+        module_of(name).published(parser.parse_args([name, "--published"]))
         assert inspect.iscoroutinefunction(module_of(name).run)
 
 
