@@ -25,6 +25,7 @@ from crdtsync.identifiers import RegionId
 from crdtsync.replica import Replica
 from crdtsync.settings import Settings
 from regions.driver import clock
+from regions.memory import settle
 from regions.reading import read
 from regions.recovery import recover
 from regions.storage.sqlite import SqliteStore
@@ -172,7 +173,7 @@ def memory_mb() -> float:
 
 
 def in_fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call it where no earlier measurement left memory or warm caches behind."""
+    """Call it where no earlier measurement left memory or warm caches behind, in a process set up as a node's is."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=settle) as pool:
         return pool.submit(function, *args, **kwargs).result()

@@ -30,6 +30,7 @@ def run(*, config_file: Path | None, output: str, restored: bool, quiet: bool, s
     from regions import config
     from regions.cli.output import print_json_line, print_message
     from regions.lifeline import end_with
+    from regions.memory import settle
     from regions.node import run_node
 
     if supervisor is not None:
@@ -44,4 +45,5 @@ def run(*, config_file: Path | None, output: str, restored: bool, quiet: bool, s
         else:
             print_message(f"{loaded.config.region}: clients and workers {url}, peers {peer_url}")
 
+    settle()
     return run_node(loaded.config, announce, restored=restored)
