@@ -198,6 +198,47 @@ class EditDocument(Command, frozen=True):
     entries: dict[str, bytes | None] = {}
 
 
+class LeaseAcquire(Command, frozen=True):
+    """Hold `name` in the whole cluster, for `owner`, a text that the client minted for this claim.
+
+    Reply, once it is held: {"name", "region", "token", "valid_ms"}: until `valid_ms` after the client *asked*, by its
+    own CLOCK_BOOTTIME, nobody else holds it. Asking again does no harm. Errors, when `wait_ms` is over: `lease_held`,
+    `quorum_unavailable`.
+    """
+
+    name: str
+    owner: str
+    ttl_ms: int = 10_000  # silence of the client after which it loses the lease
+    wait_ms: int | None = None  # None: until it is held
+
+
+class LeaseRenew(Command, frozen=True):
+    """Reply: as of `LeaseAcquire`. Error `lease_lost` when it is not held under this token any more."""
+
+    name: str
+    owner: str
+    token: int
+
+
+class LeaseRelease(Command, frozen=True):
+    """Give `name` back, or stop waiting for it. Reply: {"name", "released": bool}; a stale one is no error.
+
+    Without an owner it is taken from whichever client of this region holds it, once the time that this client was told
+    of is over. Reply: with {"free_in_ms"}. Error `lease_held`: no client here holds it.
+    """
+
+    name: str
+    owner: str = ""
+    token: int = 0  # 0: whatever it is
+
+
+class LeaseList(Command, frozen=True):
+    """Reply: a list of {"scope", "holder", "token", "left_ms", "here", "ready", "voters", "owner", "waiting",
+    "why_not"}: the leases that this region wants, holds, or voted for."""
+
+    scope: str = ""  # just this one; an absent one has no record
+
+
 class Status(Command, frozen=True):
     """Reply: this node's own record: writer, region, members, digest, queues, workers, buffers, alarms."""
 
@@ -320,6 +361,10 @@ ClientCommand: TypeAlias = (
     | CutLinks
     | HealLinks
     | Drain
+    | LeaseAcquire
+    | LeaseRenew
+    | LeaseRelease
+    | LeaseList
     | ShowDocument
     | EditDocument
     | Status

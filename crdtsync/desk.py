@@ -8,6 +8,7 @@ from typing import Any, Final
 from crdtsync import commands as c
 from crdtsync.clock_status import clock_record, held_back_records
 from crdtsync.clock_watch import ClockWatch
+from crdtsync.coordination.sessions import Sessions
 from crdtsync.document_requests import DocumentRequests
 from crdtsync.effects import Reply
 from crdtsync.errors import CrdtSyncError, NotImplementedYetError
@@ -37,6 +38,7 @@ class Desk:
         workers: Workers,
         ready: ReadyQueue,
         clock_watch: ClockWatch,
+        sessions: Sessions,
     ) -> None:
         self._here = here
         self._requests = requests
@@ -47,6 +49,7 @@ class Desk:
         self._workers = workers
         self._ready = ready
         self._clock_watch = clock_watch
+        self._sessions = sessions
 
     def do(self, command: Any, ticket: Any) -> None:
         """Carry one command out; its answers are `Reply` effects with `ticket`. Never raises for what it asks."""
@@ -117,6 +120,9 @@ class Desk:
     def _regions(self, _command: c.ListRegions, ticket: Any) -> None:
         self._requests.reply(ticket, self._neighbours.regions())
 
+    def _leases(self, command: c.LeaseList, ticket: Any) -> None:
+        self._requests.reply(ticket, self._sessions.records(command.scope))
+
     def _links(self, _command: c.ListLinks, ticket: Any) -> None:
         self._requests.reply(ticket, self._neighbours.links())
 
@@ -148,6 +154,10 @@ class Desk:
         c.Drain: _drain,
         c.Status: _status,
         c.ShowClock: _clock,
+        c.LeaseAcquire: lambda self, command, ticket: self._sessions.acquire(command, ticket),
+        c.LeaseRenew: lambda self, command, ticket: self._sessions.renew(command, ticket),
+        c.LeaseRelease: lambda self, command, ticket: self._sessions.release(command, ticket),
+        c.LeaseList: _leases,
         c.ShowDocument: lambda self, command, ticket: self._documents.show(command, ticket),
         c.EditDocument: lambda self, command, ticket: self._documents.edit(command, ticket),
         c.WorkerHello: lambda self, command, ticket: self._worker_requests.hello(command, ticket),

@@ -9,6 +9,10 @@
             ClockOffError           this region stamps nothing new until its clock is right; retry later
         CoordinationError
             FencedError             a newer fencing token was seen
+            LeaseHeldError          somebody else holds it
+            LeaseLostError          it is no longer held
+            QuorumUnavailableError  no majority can be asked
+            UnknownLeaseError
         TaskError
             UnknownTaskError
             UndeclaredTaskError
@@ -97,6 +101,35 @@ class FencedError(CoordinationError):
 
     code = "fenced"
     exit_code = 4
+
+
+class LeaseHeldError(CoordinationError):
+    """Somebody else holds the lease. Nothing changed."""
+
+    code = "lease_held"
+    exit_code = 75
+
+
+class UnknownLeaseError(CoordinationError):
+    """The region asked knows nothing of that lease."""
+
+    code = "unknown_lease"
+    exit_code = 3
+
+
+class LeaseLostError(CoordinationError):
+    """The lease is no longer held under this token: its time passed, its region lost it, or an operator took it away.
+    Whoever needs it stops; somebody else may hold it now."""
+
+    code = "lease_lost"
+    exit_code = 4
+
+
+class QuorumUnavailableError(CoordinationError):
+    """A majority of the regions is needed and cannot be reached, or may not vote yet. Nothing changed."""
+
+    code = "quorum_unavailable"
+    exit_code = 75
 
 
 class TaskError(CrdtSyncError):

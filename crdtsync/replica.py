@@ -27,6 +27,7 @@ from crdtsync.clock import Now, stamp_ms
 from crdtsync.clock_watch import ClockWatch, Verdict
 from crdtsync.coordination.decisions import Decisions
 from crdtsync.coordination.exclusive import Exclusive
+from crdtsync.coordination.sessions import Sessions
 from crdtsync.desk import Desk
 from crdtsync.document_requests import DocumentRequests
 from crdtsync.duties import Duties
@@ -156,6 +157,7 @@ class Replica:
             calm=here.calm,
             notify=here.notify,
         )
+        self._sessions = Sessions(here, self.leases, self._requests.reply, self._requests.refuse)
         self._desk = Desk(
             here,
             requests=self._requests,
@@ -166,6 +168,7 @@ class Replica:
             workers=self._workers,
             ready=self._ready,
             clock_watch=self._clock_watch,
+            sessions=self._sessions,
         )
         self._started = False
         self._folded = False  # everything that the disk held at start is folded
@@ -308,6 +311,7 @@ class Replica:
     def forget(self, ticket: Any) -> None:
         """Whoever held `ticket` is gone: nothing more is sent to it."""
         self._watchers.forget(ticket)
+        self._sessions.forget(ticket)
 
     def persisted(self, batch: int, now: Now) -> None:
         """The batch is durable: what waited for it leaves, peers hear of it."""
@@ -589,6 +593,8 @@ class Replica:
                     self._dispatcher.lose(EventId(*which), "restart")
                 else:  # its end may stand in commits of ours that only peers have
                     here.timers.at_mono(mono_ms + ORPHAN_RETRY_MS, (what, which))
+        elif what == "session":
+            self._sessions.check(which)
         elif what == "worker":
             self._worker_requests.check(which)
 

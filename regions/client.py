@@ -31,6 +31,7 @@ from crdtsync.errors import (
     error_from_record,
 )
 from regions.connection import LOST, Command, Dial, NodeConnection, Pending, Repeat, dial_websocket
+from regions.leases import TTL_S, Lease
 from regions.submission import DEFAULT_OPTIONS, Options, TaskRef, new_task_id, task_id_of, task_spec
 
 __all__ = ["Client", "Handle", "Options"]
@@ -51,6 +52,9 @@ _REPEATS: Final[dict[type[Any], Repeat]] = {
     c.CutLinks: Repeat.SAME,
     c.HealLinks: Repeat.SAME,
     c.Drain: Repeat.SAME,
+    c.LeaseAcquire: Repeat.SAME,
+    c.LeaseRenew: Repeat.SAME,
+    c.LeaseRelease: Repeat.SAME,
     c.Requeue: Repeat.NEVER,
     c.Edit: Repeat.NEVER,
     c.EditDocument: Repeat.NEVER,
@@ -141,7 +145,7 @@ class Client:
             IndefiniteError: The answer was lost; it may have been done.
             CrdtSyncError: As the node answered.
         """
-        waits = isinstance(command, c.Await)
+        waits = isinstance(command, c.Await | c.LeaseAcquire)
         repeat = _REPEATS.get(type(command), Repeat.READ)
         if isinstance(command, c.Submit):
             command = _with_ids(command)
@@ -334,6 +338,26 @@ class Client:
         `aclose()` the iterator, or leave it by `break` inside `contextlib.aclosing`. Gaps: see `stream`.
         """
         return self.stream(c.Watch(task=None if task is None else task_id_of(task), queue=queue))
+
+    # Leases ----------------------------------------------------------------------------------------
+
+    def leader(self, name: str, *, ttl: float = TTL_S, wait: float | None = None) -> Lease:
+        """Be the one that leads `name` in the whole cluster: `async with client.leader("billing") as lease:`.
+
+        Args:
+            ttl: Seconds of silence of this program after which another one may lead.
+            wait: Seconds to wait for it; None: until it is ours.
+        """
+        return Lease(self, name, ttl=ttl, wait=wait)
+
+    def lock(self, name: str, *, ttl: float = TTL_S, wait: float | None = None) -> Lease:
+        """The same lease under the name that fits: one holder at a time, in the whole cluster. See `leader`."""
+        return Lease(self, name, ttl=ttl, wait=wait)
+
+    async def leases(self, scope: str = "") -> _Records:
+        """Who holds what with which token, as this node knows: what it wants, holds, or voted for."""
+        records: _Records = await self.request(c.LeaseList(scope=scope))
+        return records
 
     # The rest --------------------------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0)  # one that dies at once, again and agai
 STOP_TIMEOUT_S: Final = 10.0  # then SIGKILL: handlers of a dev cluster are not worth more
 DRAIN_TIMEOUT_S: Final = 3.0
 LEASE_MS: Final = 3_000  # nodes of a dev cluster come and go
+MAX_HOLD_LEASE_MS: Final = 10_000
 CONFIG_EXIT: Final = 78  # a process that says so cannot be helped by another start
 
 
@@ -309,6 +310,7 @@ def _configure(plan: Plan, place: Place, places: list[Place]) -> None:
         f"data_dir = {json.dumps(str(place.data))}",
         f"lost_after_ms = {plan.lost_after_ms}",
         f"lease_ms = {LEASE_MS}",
+        f"max_hold_lease_ms = {MAX_HOLD_LEASE_MS}",
         f"drain_timeout_s = {DRAIN_TIMEOUT_S}",
         f'log_level = "{plan.log_level}"',
         *([] if plan.retention_s is None else [f"retention_s = {plan.retention_s}"]),

@@ -7,6 +7,7 @@ with SyncClient("ws://127.0.0.1:7700") as client:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
@@ -17,6 +18,7 @@ from crdtsync.commands import TaskSpec
 from crdtsync.errors import CrdtSyncError, UnreachableError
 from regions.client import Client, Handle
 from regions.connection import Command
+from regions.leases import TTL_S, Lease
 from regions.submission import DEFAULT_OPTIONS, Options, TaskRef
 
 T = TypeVar("T")
@@ -69,6 +71,23 @@ class SyncClient:
 
     def handle(self, task: TaskRef) -> SyncHandle:
         return SyncHandle(self, self._client.handle(task))
+
+    @contextlib.contextmanager
+    def leader(self, name: str, *, ttl: float = TTL_S, wait: float | None = None) -> Iterator[Lease]:
+        """As `Client.leader`: `with client.leader("billing") as lease:`. Renewed in the client's own thread."""
+
+        async def made() -> Lease:
+            lease = Lease(self._client, name, ttl=ttl, wait=wait)
+            await lease.acquire()
+            return lease
+
+        lease = self._wait(made())
+        try:
+            yield lease
+        finally:
+            self._wait(lease.release())
+
+    lock = leader
 
     def watch(self, task: TaskRef | None = None, *, queue: str | None = None) -> Iterator[dict[str, Any]]:
         """As `Client.watch`. Close the iterator, or leave it to the end of the client."""

@@ -209,7 +209,8 @@ class Leases:
         if wanted is not None:
             self._give_back(scope, wanted)
             now_ms = self._here.now.mono_ms
-            bid = self._proposer.want(wanted.bid, now_ms + self.terms.round_ms)
+            others = wanted.contended_ms is not None and now_ms - wanted.contended_ms <= 2 * self.terms.lease_ms
+            bid = self._proposer.want(wanted.bid, now_ms + (self.terms.round_ms if others else 0))
             self._set(scope, wanted, bid)
 
     def release_all(self) -> None:
@@ -338,6 +339,8 @@ class Leases:
 
     def flush(self) -> None:
         """Send what was gathered: one frame a peer."""
+        if not (self._asks or self._answers or self._freed):
+            return
         here = self._here
         epoch, version = here.membership.epoch, here.membership.version
         asks, self._asks = self._asks, {}

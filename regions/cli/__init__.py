@@ -29,6 +29,7 @@ NOUNS: Final = {
     "config": ("regions.cli.config:config", "Show and check a node's configuration."),
     "task": ("regions.cli.task:task", "Submit tasks, follow them, steer them."),
     "region": ("regions.cli.region:region", "The regions as this one sees them; cut, heal, drain."),
+    "lease": ("regions.cli.lease:lease", "Who holds which lock, queue or key, and why it can't be had."),
     "conflict": ("regions.cli.conflict:conflict", "What several regions did at once, and how it was resolved."),
     "clock": ("regions.cli.clock:clock", "Clocks: offset and drift of every region, and what is held back."),
     "log": ("regions.cli.log:log", "The replicated log: follow, verify, export."),
