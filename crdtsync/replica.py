@@ -313,6 +313,11 @@ class Replica:
         self._watchers.forget(ticket)
         self._sessions.forget(ticket)
 
+    def leave(self, now: Now) -> None:
+        """This node is about to stop: give back every lease under which nothing goes on."""
+        self._here.now = now
+        self.leases.release_all(lambda scope: self.leases.in_use(scope) or self._sessions.holds(scope))
+
     def persisted(self, batch: int, now: Now) -> None:
         """The batch is durable: what waited for it leaves, peers hear of it."""
         self._at(now)

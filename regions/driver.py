@@ -163,6 +163,10 @@ class Driver:
     def receive(self, peer: RegionId, frame: bytes) -> None:
         self._feed(lambda replica, now: replica.receive(peer, frame, now))
 
+    def leave(self) -> None:
+        """This node is about to stop."""
+        self._feed(lambda replica, now: replica.leave(now))
+
     def forget(self, ticket: Any) -> None:
         """Whoever held `ticket` is gone."""
         if self._replica is not None:

@@ -130,6 +130,7 @@ class Node:
         for task in list(self._inspecting):
             task.cancel()
         try:
+            self._driver.leave()
             async with asyncio.timeout(0 if self._forced.is_set() else FLUSH_TIMEOUT_S):
                 await self._driver.flushed()
                 await self._peers.flushed()

@@ -213,9 +213,11 @@ class Leases:
             bid = self._proposer.want(wanted.bid, now_ms + (self.terms.round_ms if others else 0))
             self._set(scope, wanted, bid)
 
-    def release_all(self) -> None:
-        """This node stops: nobody should have to wait for the end of its leases."""
+    def release_all(self, keep: Callable[[str], bool]) -> None:
+        """This node stops: nobody should have to wait for the end of its leases, but for those that `keep` names."""
         for scope, wanted in list(self._wanted.items()):
+            if keep(scope):
+                continue
             self._give_back(scope, wanted)
             del self._wanted[scope]
 

@@ -187,6 +187,11 @@ class Sessions:
             )
         return records
 
+    def holds(self, scope: str) -> bool:
+        """Whether a client was told that it holds this, for a time that is not over."""
+        lock = self._locks.get(scope)
+        return lock is not None and lock.holder is not None and self._here.now.mono_ms < lock.holder.until_ms
+
     # Time and changes ----------------------------------------------------------------------------
 
     def forget(self, ticket: Any) -> None:

@@ -142,6 +142,20 @@ def test_an_operator_takes_it_away_without_breaking_what_the_client_was_told(clu
         release(cluster, "eu")
 
 
+def test_a_node_that_stops_gives_back_only_what_no_client_relies_on(cluster: Cluster) -> None:
+    acquire(cluster, "eu", "a")
+    node = cluster.nodes[RegionId("eu")]
+    node.feed(lambda replica: replica.leases.want("queue:q"))
+    node.feed(lambda replica: replica.tick(node.now))
+    cluster.run_for(100)
+    node.feed(lambda replica: replica.leave(node.now))
+    assert node.replica is not None
+    assert node.replica.leases.held("queue:q") is None
+    assert node.replica.leases.held("user:billing") is not None
+    cluster.run_for(50)
+    assert [r["scope"] for r in cluster.nodes[RegionId("us")].ask(c.LeaseList())] == ["user:billing"]
+
+
 def test_a_stale_release_changes_nothing(cluster: Cluster) -> None:
     lease = acquire(cluster, "eu", "a")
     assert not release(cluster, "eu", "a", lease["token"] - 1)["released"]
