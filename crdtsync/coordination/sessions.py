@@ -243,9 +243,13 @@ class Sessions:
             self._here.timers.at_mono(min(times), ("session", scope))
 
     def _grant(self, scope: str, lock: Lock) -> None:
-        """Let the first who waits have it, if this region holds it and nobody here does."""
+        """Let the first who waits have it, if this region holds it and nobody here does.
+
+        That the region has caught up with its voters (`Held.ready`) is not waited for: a lock rests on no fact of the
+        log, and one commit from a clock that is far ahead would keep everybody out for as long as it is held back.
+        """
         held = self._leases.held(scope)
-        if held is not None and held.ready and lock.holder is None and lock.waiting and self._fresh(held):
+        if held is not None and lock.holder is None and lock.waiting and self._fresh(held):
             session = lock.waiting.popleft()
             lock.holder, session.token = session, held.token
             tickets, session.tickets = session.tickets, {}

@@ -189,3 +189,19 @@ def test_requests_that_make_no_sense_are_refused(cluster: Cluster, command: Any)
     with pytest.raises(AskError) as refused:
         cluster.nodes[RegionId("eu")].ask(command)
     assert refused.value.code == "invalid"
+
+
+def test_a_lock_does_not_wait_for_commits_that_are_held_back(cluster: Cluster) -> None:
+    """A voter whose clock was far ahead has applied its own commits; nobody else may for an hour."""
+    eu = cluster.nodes[RegionId("eu")]
+    cluster.crash("us")
+    us = cluster.nodes[RegionId("us")]
+    us.wall_offset_ms = 1_800_000
+    cluster.restart("us")
+    cluster.isolate("ap")
+    cluster.run_for(2 * LEASE_MS)
+    assert acquire(cluster, "eu", "a", wait_ms=1_000)["region"] == "eu"
+    assert eu.replica is not None
+    held = eu.replica.leases.held("user:billing")
+    assert held is not None
+    assert not held.ready, "else this test shows nothing"
