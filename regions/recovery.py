@@ -37,8 +37,6 @@ def settings_of(config: Config, *, restored: bool = False) -> Settings:
         # Workers also learn by it that the lease under which they run was renewed, every third of it.
         heartbeat_ms=max(1, min(config.worker_lost_after_ms // 3, config.lease_ms // 5)),
         heads_interval_ms=config.heads_interval_ms,
-        lease_ms=config.lease_ms,
-        max_hold_lease_ms=config.max_hold_lease_ms,
         retention_ms=config.retention_s * 1_000,
         history_bytes_max=config.history_limit_bytes,
         trust_disk=not restored,
