@@ -177,6 +177,28 @@ class HealLinks(Command, frozen=True):
     regions: tuple[str, ...] = ()
 
 
+class AddRegion(Command, frozen=True):
+    """Have a region join, by a majority of the members. `url`: where its peers dial it.
+
+    Reply, once decided and on disk: {"version", "epoch", "region", "state", "waits_for"}.
+    """
+
+    region: str
+    url: str = ""
+
+
+class ForgetRegion(Command, frozen=True):
+    """Have a region leave for good. Reply as of `AddRegion`.
+
+    `stopped`: the operator's word that it no longer runs. `force`: a majority is gone for good; decide here alone that
+    these regions have left, and begin a new epoch of the cluster.
+    """
+
+    regions: tuple[str, ...]
+    stopped: bool = False
+    force: bool = False
+
+
 class Drain(Command, frozen=True):
     """Start nothing more here and offer what waits to other regions. `off` ends the drain."""
 
@@ -360,6 +382,8 @@ ClientCommand: TypeAlias = (
     | ListLinks
     | CutLinks
     | HealLinks
+    | AddRegion
+    | ForgetRegion
     | Drain
     | LeaseAcquire
     | LeaseRenew

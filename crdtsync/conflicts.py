@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from crdtsync.events import (
+    Inherited,
     LabelEdited,
     PriorityEdited,
     Requeued,
@@ -304,7 +305,7 @@ def _on_outcome(task: TaskId, facts: Facts, view: TaskView) -> Iterator[Conflict
 def _on_terms(task: TaskId, facts: Facts) -> Iterator[Conflict]:
     by_term: dict[int, list[EventId]] = {}
     for event_id, event in facts.rest:
-        if type(event) is TermOpened:
+        if isinstance(event, TermOpened | Inherited):
             by_term.setdefault(event.term, []).append(event_id)
     for term, ids in sorted(by_term.items()):
         regions = [region_of(event_id.writer) for event_id in ids]  # in stamp order: the first owns the term

@@ -11,7 +11,9 @@ from crdtsync.clock_watch import ClockWatch
 from crdtsync.coordination.sessions import Sessions
 from crdtsync.document_requests import DocumentRequests
 from crdtsync.effects import Reply
-from crdtsync.errors import CrdtSyncError, NotImplementedYetError
+from crdtsync.errors import CrdtSyncError, InvalidRequestError, NotAMemberError, NotImplementedYetError
+from crdtsync.identifiers import RegionId, is_region
+from crdtsync.log.shapes import URL_CHARS_MAX
 from crdtsync.neighbours import Neighbours
 from crdtsync.region import RegionState
 from crdtsync.requests import Requests
@@ -22,7 +24,11 @@ from crdtsync.worker_requests import WorkerRequests
 
 DAMAGED_SHOWN_MAX: Final = 100  # in the status
 #: Commands that cannot be carried out without a stamp: refused while this region's clock is off.
-WRITING: Final = frozenset({c.Submit, c.Cancel, c.Requeue, c.Edit, c.EditDocument})
+WRITING: Final = frozenset({c.Submit, c.Cancel, c.Requeue, c.Edit, c.EditDocument, c.AddRegion, c.ForgetRegion})
+#: What a region that has not joined, or was forgotten, refuses. What its workers report is still kept: it happened.
+TAKING_PART: Final = frozenset(
+    (c.Submit, c.Cancel, c.Requeue, c.Edit, c.EditDocument, c.WorkerHello, c.Drain, c.AddRegion, c.ForgetRegion)
+)
 
 
 class Desk:
@@ -54,6 +60,8 @@ class Desk:
     def do(self, command: Any, ticket: Any) -> None:
         """Carry one command out; its answers are `Reply` effects with `ticket`. Never raises for what it asks."""
         try:
+            if type(command) in TAKING_PART and not self._neighbours.takes_part:
+                raise self._no_member()
             handler = self._handlers.get(type(command))
             if handler is None:
                 raise NotImplementedYetError(f"{self._here.me} does not know {type(command).__name__}")
@@ -66,6 +74,54 @@ class Desk:
             handler(self, command, ticket)
         except CrdtSyncError as error:
             self._here.emit(Reply(ticket, None, error.record()))
+
+    def _no_member(self) -> NotAMemberError:
+        """Why this region takes no work."""
+        here = self._here
+        if self._neighbours.forgotten:
+            return NotAMemberError(f"this region has no part in the cluster: {self._neighbours.forgotten}")
+        if here.membership.has_lost(here.me):
+            return NotAMemberError(f"{here.me} was forgotten: stop this node, keep its data as evidence")
+        waits = self._neighbours.assembly.waits_for() or "a member has to add it: crdtsync region add"
+        return NotAMemberError(f"{here.me} has not joined the cluster yet: {waits}")
+
+    def _changed(self, region: str, ticket: Any) -> Callable[[CrdtSyncError | None], None]:
+        """What tells whoever asked for a change how it went."""
+
+        def answer(error: CrdtSyncError | None) -> None:
+            if error is not None:
+                self._here.emit(Reply(ticket, None, error.record()))
+                return
+            now = self._here.membership
+            self._requests.reply(
+                ticket,
+                {
+                    "region": region,
+                    "state": str(now.states.get(RegionId(region), "forgotten")),
+                    "version": now.version,
+                    "epoch": now.epoch,
+                    "waits_for": self._neighbours.assembly.waits_for(),
+                },
+            )
+
+        return answer
+
+    def _add(self, command: c.AddRegion, ticket: Any) -> None:
+        if not is_region(command.region):
+            raise InvalidRequestError(
+                f"{command.region[:80]!r} is no region: 1 to 32 lower-case letters, digits, dashes"
+            )
+        if len(command.url) > URL_CHARS_MAX:
+            raise InvalidRequestError(f"a URL has at most {URL_CHARS_MAX} characters")
+        self._neighbours.assembly.add(command.region, command.url, self._changed(command.region, ticket))
+
+    def _forget(self, command: c.ForgetRegion, ticket: Any) -> None:
+        self._neighbours.assembly.forget(
+            command.regions,
+            stopped=command.stopped,
+            force=command.force,
+            answer=self._changed(", ".join(command.regions), ticket),
+        )
 
     def _drain(self, command: c.Drain, ticket: Any) -> None:
         self._handover.draining = not command.off
@@ -118,7 +174,7 @@ class Desk:
         self._requests.reply(ticket, record | {"waiting_reports": self._worker_requests.held})
 
     def _regions(self, _command: c.ListRegions, ticket: Any) -> None:
-        self._requests.reply(ticket, self._neighbours.regions())
+        self._requests.reply(ticket, self._neighbours.assembly.described(self._neighbours.regions()))
 
     def _leases(self, command: c.LeaseList, ticket: Any) -> None:
         self._requests.reply(ticket, self._sessions.records(command.scope))
@@ -151,6 +207,8 @@ class Desk:
         c.ListLinks: _links,
         c.CutLinks: _cut,
         c.HealLinks: _heal,
+        c.AddRegion: _add,
+        c.ForgetRegion: _forget,
         c.Drain: _drain,
         c.Status: _status,
         c.ShowClock: _clock,

@@ -13,6 +13,7 @@ from crdtsync import lifecycle, undoing
 from crdtsync.coordination.exclusive import Exclusive
 from crdtsync.events import CancelRequested, Expired, Options, Submitted, TermOpened
 from crdtsync.identifiers import EventId, TaskId
+from crdtsync.inheritance import Inheritance
 from crdtsync.protocol.codec import decode_value, encode_value
 from crdtsync.region import RegionState
 from crdtsync.reliability import next_attempt_at_ms
@@ -61,6 +62,7 @@ class Duties:
         ended: Callable[[Task], None],
         may_touch_old: Callable[[], bool],
         runs_ahead: Callable[[], bool],
+        inheritance: Inheritance,
     ) -> None:
         self._here = here
         self._workers = workers
@@ -74,6 +76,7 @@ class Duties:
         self._ended = ended
         self._may_touch_old = may_touch_old
         self._runs_ahead = runs_ahead
+        self._inheritance = inheritance
         self._unserved: dict[Lane, int] = {}  # lanes with work that no worker here can run, since when
         self._undoing: set[TaskId] = set()  # compensations whose existence is being looked up
 
@@ -92,6 +95,8 @@ class Duties:
         view = self._here.table.view(task)
         if view.submission is None:
             return
+        if self._inheritance.settle(task, view):
+            return  # reviewed again at once, as its facts have changed
         if view.open_attempts:
             self._dispatcher.watch_open(task, view)
             self._dispatcher.stop_unwanted(view)
@@ -156,7 +161,7 @@ class Duties:
         if view.returning is not None:
             self._take_back(task, view)
             return
-        if view.offer is not None and self._can_serve(view):
+        if view.offer is not None and (self._can_serve(view) or self._here.membership.has_lost(view.offer.region)):
             self._handover.withdraw(task, view)
             return
         if view.offer is None and not lifecycle.may_claim(view, here.me, self._handover.present()):
@@ -294,7 +299,7 @@ class Duties:
         owed = [
             undo
             for undo in undoing.undo(task.facts, view, settled=task.settled, decided=decided)
-            if undo.region == here.me
+            if undo.region == here.me or self._inheritance.is_heir(undo.region, undo.id)
         ]
         pending = False
         for undo in owed:

@@ -32,6 +32,8 @@
             DamagedTaskError        known, but unreadable on this node's disk; ask another region
             SchemaVersionError
             StoreLockedError
+        MembershipError             the members cannot be changed now; says what for
+        NotAMemberError             this region joins, or was forgotten: ask another one
         UnreachableError            no answer from the node
         IndefiniteError             it may have happened
         WaitTimeoutError
@@ -208,6 +210,20 @@ class DrainingError(CrdtSyncError):
     """The node is shutting down and accepts nothing new."""
 
     code = "draining"
+    exit_code = 75
+
+
+class MembershipError(CrdtSyncError):
+    """The membership cannot be changed now. Nothing was proposed; the message says what has to come first."""
+
+    code = "membership"
+    exit_code = 75
+
+
+class NotAMemberError(CrdtSyncError):
+    """This region takes no work: it has not joined yet, or it was forgotten. Nothing was done."""
+
+    code = "not_a_member"
     exit_code = 75
 
 

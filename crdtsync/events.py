@@ -172,6 +172,46 @@ class WriterOpened(NamedTuple):
     features: int
 
 
+class MembersChanged(NamedTuple):
+    """The membership of `version`, as a change of the one before it, decided by a majority of that (coordination/synod).
+
+    Whoever learns of the decision writes it down, so there may be several, all equal.
+    """
+
+    epoch: int  # counts the times at which an operator spoke for a majority that was gone
+    version: int  # counts changes, from 2: the founders are version 1
+    founders: tuple[str, ...]  # sorted: with them and all changes a joiner knows everything
+    change: str  # "add" | "admit" | "forget"
+    regions: tuple[str, ...]  # sorted; more than one only where an epoch begins
+    url: str  # of a region that is added: where its peers dial it
+    stopped: bool  # of regions that are forgotten: the operator's word that they run no longer
+
+
+class FinalHeads(NamedTuple):
+    """What the writer's region has applied of all regions that are leaving, at this version of the membership.
+
+    It applies no more of them than some remaining member's answer names.
+    """
+
+    epoch: int
+    version: int
+    heads: tuple[tuple[str, int], ...]  # sorted by writer
+
+
+class Inherited(NamedTuple):
+    """A task whose owner was forgotten goes to the writer's region, whatever its policy: a term of its own."""
+
+    task: TaskId
+    term: int
+    region: str  # that was forgotten
+    version: int  # of the membership that did
+
+    @property
+    def offer(self) -> None:
+        """Nobody offered it."""
+        return
+
+
 class LimitSet(NamedTuple):
     """A limit is created, changed or taken away: of several the latest counts, and the first says who mints its rights.
 
@@ -244,10 +284,12 @@ TaskEvent: TypeAlias = (
     | Requeued
     | PriorityEdited
     | LabelEdited
+    | Inherited
     | Decided
 )
+MemberEvent: TypeAlias = MembersChanged | FinalHeads
 LimitEvent: TypeAlias = LimitSet | RightsMinted | RightsMoved | RightsBurned | RightsInherited
-Event: TypeAlias = TaskEvent | DocumentUpdated | Declared | WriterOpened | LimitEvent | Unknown
+Event: TypeAlias = TaskEvent | DocumentUpdated | Declared | WriterOpened | MemberEvent | LimitEvent | Unknown
 
 KINDS: Final[dict[int, type[Any]]] = {
     1: Submitted,
@@ -266,6 +308,9 @@ KINDS: Final[dict[int, type[Any]]] = {
     14: DocumentUpdated,
     15: Declared,
     16: WriterOpened,
+    17: MembersChanged,
+    18: FinalHeads,
+    19: Inherited,
     22: LimitSet,
     23: RightsMinted,
     24: RightsMoved,
@@ -274,7 +319,7 @@ KINDS: Final[dict[int, type[Any]]] = {
     30: Decided,
 }
 KIND_OF: Final = {record: kind for kind, record in KINDS.items()}
-TASK_KINDS: Final = frozenset((*range(1, 14), 30))
+TASK_KINDS: Final = frozenset((*range(1, 14), 19, 30))
 TASK_EVENTS: Final = frozenset(KINDS[kind] for kind in TASK_KINDS)
 LIMIT_EVENTS: Final = frozenset(KINDS[kind] for kind in range(22, 27))
 
@@ -312,6 +357,9 @@ _SHAPES: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
     14: ((bytes,), (str,), (bytes,)),
     15: ((str,), (str,), (str,), (int,), (tuple,)),
     16: ((str,), (int,), (int,)),
+    17: ((int,), (int,), (tuple,), (str,), (tuple,), (str,), (bool,)),
+    18: ((int,), (int,), (tuple,)),
+    19: ((bytes,), (int,), (str,), (int,)),
     22: ((bytes,), (str,), (str,), (str,), (int,), (int,), (str,), (tuple,)),
     23: ((bytes,), (int,), (tuple,)),
     24: ((bytes,), (str,), (int,)),

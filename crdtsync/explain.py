@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from crdtsync.conflicts import lost_inputs
-from crdtsync.events import CancelRequested, Offered, Requeued, TermOpened
+from crdtsync.events import CancelRequested, Inherited, Offered, Requeued, TermOpened
 from crdtsync.history import Facts
 from crdtsync.identifiers import EventId, TaskId, region_of
 from crdtsync.reliability import next_attempt_at_ms
@@ -144,6 +144,10 @@ def _why_here(facts: Facts, view: TaskView) -> Iterator[str]:
                 how = f"{region} accepted it, offered by {region_of(event.offer[1])}{why}"
             lost = "" if event_id == view.term_id or event.term != view.term else ", after another region"
             yield f"Term {event.term}: {how}, at {at(event_id)}{lost}."
+        elif type(event) is Inherited:
+            heir = region_of(event_id.writer)
+            how = f"owner forgotten: {event.region} left the cluster in version {event.version}, and {heir} is next"
+            yield f"Term {event.term}: {how}, at {at(event_id)}."
     if view.term:
         yield f"Its owner is {view.owner}, by term {view.term}."
     if view.offer is not None:

@@ -151,6 +151,7 @@ class Intake:
         for index, event in enumerate(commit.events):
             here.fold(EventId(commit.stamp, commit.writer, commit.number, index), event)
         here.log.mark_applied(commit)
+        here.reform()
         here.clock.observe(commit.stamp, here.now)
         here.note(commit)
         self._folded(commit)

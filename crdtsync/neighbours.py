@@ -8,10 +8,11 @@ acknowledges nothing, and touches nothing older than itself while a peer may kno
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from crdtsync.clock import Now
+from crdtsync.coordination.assembly import Assembly
 from crdtsync.coordination.leases import Leases
 from crdtsync.effects import Effect, TaskRow
 from crdtsync.errors import CrdtSyncError, InvalidRequestError
@@ -27,7 +28,9 @@ from crdtsync.gossip.arrived import (
     SnapshotDone,
     SnapshotOffered,
     SnapshotRows,
+    SynodHeard,
     TwinMet,
+    WeAreForgotten,
 )
 from crdtsync.gossip.gossip import Gossip
 from crdtsync.gossip.offsets import Offset
@@ -37,6 +40,7 @@ from crdtsync.log.commit import Commit
 from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Ack
 from crdtsync.protocol import codec, features
+from crdtsync.protocol.session import Refusal
 from crdtsync.region import RegionState
 
 CUT_BYTES_MAX: Final = 1 << 16
@@ -62,7 +66,9 @@ class Neighbours:
         restored: The disk is said to be a copy: trust it only after every member has answered.
     """
 
-    def __init__(self, here: RegionState, keeper: Keeper, *, restored: bool) -> None:
+    def __init__(
+        self, here: RegionState, keeper: Keeper, *, restored: bool, open_writer: Callable[[], None] = lambda: None
+    ) -> None:
         self._here = here
         self._keeper = keeper
         self._restored = restored
@@ -83,7 +89,7 @@ class Neighbours:
             here.me,
             here.writer,
             cluster=settings.cluster,
-            members=here.membership.linked,
+            membership=here.membership,
             logs={here.domain: here.log},
             stability={here.domain: here.stability},
             settings=GossipSettings(
@@ -98,7 +104,16 @@ class Neighbours:
             linked=lambda: self.gossip.readers(features.LEASES),
             distrusted=self._distrusted,
         )
-        self.gossip.recovering = bool(here.others)
+        self.assembly = Assembly(
+            here,
+            tell=self.gossip.tell,
+            linked=lambda: self.gossip.readers(features.MEMBERSHIP),
+            heard_ms=self.last_heard,
+            open_writer=open_writer,
+        )
+        self.forgotten = ""  # what a peer said to us, if it was that we have no part in the cluster
+        here.reformed.append(lambda _: self.take(self.gossip.set_membership(here.membership, here.now)))
+        self.gossip.recovering = bool(here.others) and here.is_member  # a joiner has told nobody anything yet
 
     def restore(self, meta: Mapping[str, bytes]) -> None:
         """Take up what the disk remembers. Call once, before anything else.
@@ -106,6 +121,7 @@ class Neighbours:
         Raises:
             RemoteProtocolError: If it is not what we wrote.
         """
+        self.assembly.restore(meta)
         self.leases.restore(meta)
         if "cut" in meta:
             names: Any = codec.decode(meta["cut"], bytes_max=CUT_BYTES_MAX)
@@ -148,6 +164,7 @@ class Neighbours:
         """What the disk held is folded: it is durable, and so is its digest."""
         self._durable = (self._here.log.durable_applied, bytes(self._here.table.digest))
         self._acknowledge()
+        self.assembly.start()
         self.leases.start()
 
     def opened(self, ancestors: frozenset[WriterId], stamp: int) -> None:
@@ -223,6 +240,15 @@ class Neighbours:
                     self.leases.heard(peer, writer, message)
                 case TwinMet(writer):
                     self._met_twin(writer)
+                case SynodHeard(peer, message):
+                    self.assembly.heard(peer, message)
+                case WeAreForgotten(peer, reason, detail):
+                    self.forgotten = detail
+                    here.alarm(
+                        "region.forgotten" if reason == Refusal.FORGOTTEN else "region.not_joining",
+                        by=peer,
+                        advice=detail,
+                    )
                 case _:  # links opened and closed, acknowledgements: gossip and stability have noted them
                     pass
         here.stability.advance(here.log.applied)
@@ -321,8 +347,20 @@ class Neighbours:
         log = self._here.log  # of a quarantined writer no more will come
         return any(n > log.applied[w] and w not in log.quarantined for w, n in self._until.items())
 
+    @property
+    def lost(self) -> bool:
+        """Whether this region was forgotten, as it knows from the log or was told: it leaves all as it is."""
+        return bool(self.forgotten) or self._here.membership.has_lost(self._here.me)
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether this region starts anything: it is a member, and nobody has said that it was forgotten."""
+        return self._here.is_member and not self.forgotten
+
     def _distrusted(self) -> str:
         """Why this node may neither vote for leases nor hold any; "" if it may."""
+        if self.forgotten:
+            return f"this region has no part in the cluster: {self.forgotten}"
         if self.twin is not None:
             return f"another incarnation of this node is alive: {self.twin}; stop one of the two"
         if (self._restored or self._known_more) and (self.unanswered or not self._caught_up):
@@ -335,7 +373,7 @@ class Neighbours:
         At once when every member has answered; after a short grace otherwise, unless there is reason
         to think that the disk is a copy.
         """
-        if self.twin is not None or self.runs_ahead() or not self._here.stamps:
+        if not self.takes_part or self.twin is not None or self.runs_ahead() or not self._here.stamps:
             return False
         if not self.unanswered:
             return self._caught_up

@@ -170,6 +170,8 @@ class Records:
     def _waiting_elsewhere(self, view: TaskView) -> str:
         here = self._here
         if not here.membership.is_member(view.owner):
+            if here.membership.has_lost(view.owner):
+                return f"its owner {view.owner}, which was forgotten; the next member goes on once all agree on its end"
             return f"its owner {view.owner}, which is not a member"
         silent_ms = self._handover.silent_for_ms(RegionId(view.owner))
         partition = view.submitted.options.partition if view.submitted is not None else ""

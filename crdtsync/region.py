@@ -6,19 +6,32 @@ folded into memory at once; nobody outside hears of it before it is durable (see
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from crdtsync.clock import HybridClock, Now
-from crdtsync.coordination.membership import Membership
+from crdtsync.coordination.membership import Membership, MemberState
+from crdtsync.coordination.roster import Roster
 from crdtsync.documents import DocumentShelf
 from crdtsync.effects import CommitRow, Effect, Notify, ReadCommits
 from crdtsync.errors import DamagedTaskError
-from crdtsync.events import TASK_EVENTS, Declared, DocumentUpdated, Event, WriterOpened
+from crdtsync.events import (
+    TASK_EVENTS,
+    Declared,
+    DocumentUpdated,
+    Event,
+    FinalHeads,
+    MembersChanged,
+    WriterOpened,
+)
 from crdtsync.identifiers import DEFAULT_DOMAIN, Domain, EventId, RegionId, TaskId, WriterId, node_of, region_of
+from crdtsync.log.caps import Caps
 from crdtsync.log.commit import Commit
 from crdtsync.log.domain_log import DomainLog
+from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Stability
 from crdtsync.outbox import Outbox
+from crdtsync.protocol import codec
 from crdtsync.scheduling.timers import Timers
 from crdtsync.settings import Settings
 from crdtsync.tasks import Task, TaskTable
@@ -40,9 +53,13 @@ class RegionState:
         self.heard_from_ms = now.mono_ms  # since when silence of others is counted: our start, or the end of a pause
         self.stamps = True  # False while this region's clock is off: then nothing new is written (`clock_watch`)
         self.clock = HybridClock(clock_bound, max_skew_ms=settings.max_skew_ms)
-        self.membership = Membership.founding(settings.members)
+        self.roster = Roster(self.me, settings.seeds, joining=settings.joining)
+        self.membership = self.roster.fold(Heads())
         self.others = self.membership.others(self.me)  # asked for at every review
-        self.log = DomainLog(self.domain, writer, max_skew_ms=settings.max_skew_ms, members=self.membership.known)
+        self.reformed: list[Callable[[Membership], None]] = []  # told of the membership before, when it has changed
+        self._roster_news = False
+        self.restoring = True  # what the disk holds is being folded: nobody is capped anew before that is done
+        self.log = DomainLog(self.domain, writer, max_skew_ms=settings.max_skew_ms, members=self.membership.believed)
         self.stability = Stability(self.membership.counted)
         self.table = TaskTable(self.domain)
         self.documents = DocumentShelf(writer)
@@ -128,8 +145,78 @@ class RegionState:
                 known[region] = (event_id, event)
         elif isinstance(event, DocumentUpdated):
             self.documents.apply((self.domain, event.task, event.name), event_id, event.update)
+        elif isinstance(event, MembersChanged | FinalHeads):
+            if self.roster.add(event_id, event):
+                self.roster_changed()
         elif isinstance(event, WriterOpened) and node_of(event_id.writer) == node_of(self.writer):
             self.writers[event_id.writer] = event
+
+    # Members -----------------------------------------------------------------------------------
+
+    @property
+    def is_member(self) -> bool:
+        """Whether this region takes part: a joiner does not yet, who was forgotten does no more."""
+        return self.membership.is_member(self.me)
+
+    def restore_members(self, meta: Mapping[str, bytes]) -> None:
+        """Who belongs, as the disk knows it. The configuration counts on an empty disk alone. Call before all else."""
+        settings = self.settings
+        if "founders" in meta:
+            founders: Any = codec.decode(meta["founders"], bytes_max=MEMBERS_BYTES_MAX)
+            self.roster = Roster(self.me, [RegionId(name) for name in founders])
+        elif "joining" in meta or settings.joining:
+            self.roster = Roster(self.me, settings.others, joining=True)
+            self.outbox.next.meta["joining"] = b"\x01"
+        else:
+            self.outbox.next.meta["founders"] = codec.encode(tuple(sorted(settings.members)))
+        if "caps" in meta:
+            self.log.caps = Caps.from_wire(codec.decode(meta["caps"], bytes_max=MEMBERS_BYTES_MAX))
+        if "members" in meta:
+            self.roster.join(codec.decode(meta["members"], bytes_max=MEMBERS_BYTES_MAX))
+        self._roster_news = True
+        self.reform()
+        self._roster_news = True  # once more, when it is known what is applied
+
+    def keep_caps(self) -> None:
+        """Have on disk, with the next batch, how far those are followed that are being forgotten."""
+        self.outbox.next.meta["caps"] = codec.encode(self.log.caps.to_wire())
+
+    def roster_changed(self) -> None:
+        """Facts about who belongs were learned: on disk before what is folded counts as such."""
+        self._roster_news = True
+        self.outbox.next.meta["members"] = codec.encode(self.roster.to_wire())
+
+    def reform(self) -> None:
+        """Let what is applied by now take effect on who belongs. Call after each commit, before the next is applied.
+
+        A region that is being forgotten is followed no further than it was when we learned of it, unless a remaining
+        member went further; so this must not wait.
+        """
+        before = self.membership
+        if not self._roster_news and not before.finals:
+            return
+        self._roster_news = False
+        now = self.membership = self.roster.fold(self.log.applied)
+        for region, state in now.states.items():
+            if state is MemberState.LEAVING:
+                self._restrain(region, now, anew=now.stamp > before.stamp)
+        for region, forgotten in now.forgotten.items():
+            if region not in before.forgotten:
+                self.log.restrain(region, forgotten.final, final=True)
+        if now == before:
+            return
+        self.others = now.others(self.me)
+        self.log.members = now.believed
+        if now.counted != before.counted:
+            self.stability.set_members(now.counted)
+        for told in self.reformed:
+            told(before)
+
+    def _restrain(self, region: RegionId, now: Membership, *, anew: bool) -> None:
+        if region in now.finals:
+            self.log.restrain(region, now.finals[region], final=True)
+        elif not self.restoring and (anew or not self.log.caps.holds(region)):
+            self.log.restrain(region, self.log.applied, final=False)
 
     def task(self, task: TaskId) -> Task | None:
         """The task, None if it certainly was never submitted. What the disk holds of it is in memory (`Loader`).
@@ -187,4 +274,5 @@ class RegionState:
 
 
 ALARMS_MAX: Final = 1_000
+MEMBERS_BYTES_MAX: Final = 64 << 20
 READ_BYTES: Final = 1_048_576  # of the log per read

@@ -35,6 +35,7 @@ from crdtsync.effects import DocumentRow, Effect, Page, Reply, TaskRow
 from crdtsync.errors import CorruptLogError, OverloadedError
 from crdtsync.events import WriterOpened
 from crdtsync.identifiers import EventId, RegionId, TaskId, WriterId, incarnation_of, node_of
+from crdtsync.inheritance import Inheritance
 from crdtsync.intake import Intake
 from crdtsync.loader import Loader
 from crdtsync.neighbours import Neighbours
@@ -103,7 +104,10 @@ class Replica:
             folded=lambda commit: self._neighbours.folded(commit),  # noqa: PLW0108 - made below
             announce=lambda: self._neighbours.gossip.announce(here.now),
         )
-        self._neighbours = Neighbours(here, self._intake, restored=not settings.trust_disk)
+        here.restore_members(meta)
+        self._neighbours = Neighbours(
+            here, self._intake, restored=not settings.trust_disk, open_writer=self._open_writer
+        )
         self._neighbours.restore(meta)
         self.leases = self._neighbours.leases
         self._handover = Handover(
@@ -130,6 +134,8 @@ class Replica:
         )
         self._records = Records(here, self._workers, self._dependencies, self._handover, self._exclusive)
         self._watchers = Watchers(here, self._records)
+        self._inheritance = Inheritance(here, self._loader.require, may_touch_old=self._neighbours.may_touch_old)
+        self._inheritance.restore(meta.get("swept"))
         self._duties = Duties(
             here,
             workers=self._workers,
@@ -143,6 +149,7 @@ class Replica:
             ended=self._rows.ended,
             may_touch_old=self._neighbours.may_touch_old,
             runs_ahead=self._neighbours.runs_ahead,
+            inheritance=self._inheritance,
         )
         self._requests = Requests(here, self._watchers, self._records, self._loader.require, flush=self._rows.write_all)
         self._worker_requests = WorkerRequests(
@@ -285,6 +292,15 @@ class Replica:
         """Whether a link to `peer` may be dialled or accepted at all: a member, and not cut off."""
         return self._neighbours.gossip.allowed(RegionId(peer))
 
+    def knows(self, peer: str) -> bool:
+        """Whether `peer` is, or was, a region of this cluster. Who was forgotten is told so when it dials."""
+        return RegionId(peer) in self._here.membership.known
+
+    def peers(self) -> dict[RegionId, str]:
+        """To whom links are to be kept, each with its URL where the membership names one; "" is the configuration's."""
+        membership = self._here.membership
+        return {region: membership.urls.get(region, "") for region in membership.linked if region != self._here.me}
+
     def receive(self, peer: str, message: bytes, now: Now) -> None:
         """One frame from a connected peer. Malformed ones cost that link, and nothing else."""
         self._at(now)
@@ -298,7 +314,7 @@ class Replica:
         that came together: a turn costs as much as what most commands do.
         """
         self._at(now)
-        if not (self._opened or (self._folded and self._clock_watch.stopped)):
+        if not self._answers:
             if len(self._queue) >= QUEUED_MAX:
                 error = OverloadedError("the node is still reading its log: ask again in a moment")
                 self._here.urgent(Reply(ticket, None, error.record()))
@@ -360,10 +376,12 @@ class Replica:
         self._at(now)
         damaged = tuple(damaged)
         self._rows_damaged(damaged)
+        found = list(rows)
         if damaged:
-            self._neighbours.gossip.rows_damaged(token)
-        else:
-            self._neighbours.gossip.rows_read(token, list(rows), now)
+            if not self._inheritance.rows_damaged(token):
+                self._neighbours.gossip.rows_damaged(token)
+        elif not self._inheritance.rows_read(token, found):
+            self._neighbours.gossip.rows_read(token, found, now)
         self._run()
 
     def queried(self, token: int, page: Page, now: Now) -> None:
@@ -409,7 +427,11 @@ class Replica:
         if self._more:
             return mono_ms + TURN_MS
         first_ms = here.timers.next_mono_ms(here.time_ms, mono_ms)
-        for due_ms in (self._neighbours.gossip.next_deadline_ms(), self.leases.next_deadline_ms()):
+        for due_ms in (
+            self._neighbours.gossip.next_deadline_ms(),
+            self._neighbours.assembly.next_deadline_ms(),
+            self.leases.next_deadline_ms(),
+        ):
             if due_ms is not None and (first_ms is None or due_ms < first_ms):
                 first_ms = due_ms
         release_ms = here.log.next_deadline_ms()
@@ -465,14 +487,20 @@ class Replica:
 
     # One turn ----------------------------------------------------------------------------------
 
+    @property
+    def _answers(self) -> bool:
+        """Whether commands are dealt with by now: also where they will be refused, and where reading is all there is."""
+        return self._opened or (self._folded and (self._clock_watch.stopped or not self._here.is_member))
+
     def _is_turn_due(self) -> bool:
         """Whether a turn is worth its price although no input asks for one. Whatever else time alone brings about has
         a timer."""
         here = self._here
-        lease_ms = self.leases.next_deadline_ms()
+        lease_ms, assembly_ms = self.leases.next_deadline_ms(), self._neighbours.assembly.next_deadline_ms()
         return (
             self._more
             or (lease_ms is not None and lease_ms <= here.now.mono_ms)
+            or (assembly_ms is not None and assembly_ms <= here.now.mono_ms)
             or bool(self._decisions)  # a majority may have acknowledged what is not stable yet
             or self._was_full  # memory may have room again
             or not self._opened
@@ -489,15 +517,17 @@ class Replica:
         self._more = self._intake.apply()
         if not self._folded and self._nothing_to_fold():
             self._folded = True
-            self._here.deriving = False
+            self._here.deriving = self._here.restoring = False
+            self._here.reform()
             self._here.table.refresh()
             self._neighbours.start()
         if self._folded:
-            if not self._opened and self._may_open():
+            if not self._opened and self._here.is_member and self._may_open():
                 self._open_writer()
-            while self._queue and (self._opened or self._clock_watch.stopped):
+            while self._queue and self._answers:
                 self._desk.do(*self._queue.popleft())
             self._neighbours.recover()
+            self._neighbours.assembly.advance()
             self.leases.advance()
             # A snapshot that comes in takes both back for a while.
             trusted, ahead = self._neighbours.may_touch_old(), self._neighbours.runs_ahead()
@@ -505,12 +535,16 @@ class Replica:
                 self._here.table.touch_all()
             self._was_trusted, self._was_ahead = trusted, ahead
             self._more |= self._settlement.advance()
-            self._decisions.advance()
-            self._dispatcher.release()
-            self._duties.review_touched()
-            self._dispatcher.dispatch()
-            self._duties.review_touched()
-            self._more |= self._here.table.has_touched
+            if self._neighbours.takes_part:
+                self._decisions.advance()
+                self._inheritance.advance()
+                self._dispatcher.release()
+            if not self._neighbours.lost:
+                self._duties.review_touched()
+            if self._neighbours.takes_part:
+                self._dispatcher.dispatch()
+                self._duties.review_touched()
+                self._more |= self._here.table.has_touched
             self._more |= self._dispatcher.could_go_on
         self._drain_notes()
 
@@ -579,8 +613,9 @@ class Replica:
                 self._more |= self._handover.take_over()
             here.timers.at_mono(mono_ms + TAKEOVER_MS, (what, which))
         elif what == "lanes":
-            self._duties.check_lanes()
-            self._exclusive.review(mono_ms)
+            if self._neighbours.takes_part:
+                self._duties.check_lanes()
+                self._exclusive.review(mono_ms)
             here.timers.at_mono(mono_ms + LANES_MS, (what, which))
         elif what in ("ready", "deadline"):
             task = here.table.get(which)

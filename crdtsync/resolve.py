@@ -23,6 +23,7 @@ from crdtsync.events import (
     Decided,
     Ended,
     Expired,
+    Inherited,
     LabelEdited,
     Offered,
     Options,
@@ -169,7 +170,9 @@ def outcome_of(ends: Sequence[tuple[EventId, Ended]]) -> tuple[EventId, Ended]:
     return min(ends, key=lambda pair: (pair[1].outcome != "ok", pair[1].outcome == "ok" and pair[1].late, pair[0]))
 
 
-def owner_of(submitted: Submitted, terms: Sequence[tuple[EventId, TermOpened]]) -> tuple[str, int, EventId | None]:
+def owner_of(
+    submitted: Submitted, terms: Sequence[tuple[EventId, TermOpened | Inherited]]
+) -> tuple[str, int, EventId | None]:
     """Owner, term and what opened it: the highest term, within a term the smallest stamp."""
     if not terms:
         return submitted.owner, 0, None
@@ -315,6 +318,8 @@ def _sorted_out(facts: Facts) -> _Found:
     found = _Found()
     for pair in facts.rest:
         kind = type(pair[1])
+        if kind is Inherited:  # a term like any other
+            kind = TermOpened
         if kind in found:
             found[kind].append(pair)
         else:

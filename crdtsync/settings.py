@@ -52,9 +52,16 @@ class Settings:
     live_tasks_max: int = 2_000_000
     ended_kept_max: int = 2_000
     """Ended tasks kept in memory until they settle, so that a connected cluster need not read them back."""
+    joining: bool = False
+    """True (`--join`): on an empty disk this is no founder. It waits to be added, and learns from `members` who they are."""
     trust_disk: bool = True
     """False (`--restored`): treat the disk as a copy until every member has answered."""
 
     @property
     def others(self) -> tuple[RegionId, ...]:
         return tuple(member for member in self.members if member != self.region)
+
+    @property
+    def seeds(self) -> tuple[RegionId, ...]:
+        """Who founds the cluster; for a joiner, whom it may ask."""
+        return self.others if self.joining else self.members

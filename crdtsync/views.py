@@ -21,6 +21,7 @@ from crdtsync.events import (
     EffectRecorded,
     Ended,
     Expired,
+    Inherited,
     LabelEdited,
     Offered,
     PriorityEdited,
@@ -258,6 +259,7 @@ HISTORY_NAMES: Final[dict[type[Any], str]] = {
     PriorityEdited: "priority_edited",
     LabelEdited: "label_edited",
     Decided: "decided",
+    Inherited: "inherited",
 }
 
 _Numbers = Mapping[AttemptId, int]
@@ -306,5 +308,11 @@ _DETAILS: Final[dict[type[Any], Callable[[EventId, Any, _Numbers], dict[str, Any
     PriorityEdited: lambda _, event, __: {"priority": event.priority},
     LabelEdited: lambda _, event, __: {"label": event.label, "value": event.value},
     Decided: lambda _, event, numbers: {"attempt": numbers.get(event.attempt)},
+    Inherited: lambda _, event, __: {
+        "term": event.term,
+        "by": "owner forgotten",
+        "from": event.region,
+        "version": event.version,
+    },
 }
 assert _DETAILS.keys() == HISTORY_NAMES.keys() == set(TaskEvent.__args__)

@@ -55,6 +55,8 @@ _REPEATS: Final[dict[type[Any], Repeat]] = {
     c.LeaseAcquire: Repeat.SAME,
     c.LeaseRenew: Repeat.SAME,
     c.LeaseRelease: Repeat.SAME,
+    c.AddRegion: Repeat.NEVER,
+    c.ForgetRegion: Repeat.NEVER,
     c.Requeue: Repeat.NEVER,
     c.Edit: Repeat.NEVER,
     c.EditDocument: Repeat.NEVER,
@@ -397,6 +399,16 @@ class Client:
     async def heal(self, *regions: str) -> Any:
         """End `cut`, for these regions or for all."""
         return await self.request(c.HealLinks(regions=regions))
+
+    async def add_region(self, region: str, url: str = "") -> dict[str, Any]:
+        """Have a region join the cluster; its peers dial it at `url`, if one is given. Raises MembershipError."""
+        record: dict[str, Any] = await self.request(c.AddRegion(region, url))
+        return record
+
+    async def forget_region(self, *regions: str, stopped: bool = False, force: bool = False) -> dict[str, Any]:
+        """Have a region leave for good; see `crdtsync region forget`. Raises MembershipError."""
+        record: dict[str, Any] = await self.request(c.ForgetRegion(regions, stopped, force))
+        return record
 
     async def drain(self, *, off: bool = False) -> Any:
         """Start nothing more in this region and offer what waits to the others; `off` ends it."""

@@ -118,8 +118,13 @@ class Config(BaseSettings):
     )
     members: dict[str, str] = Field(
         default_factory=dict,
-        description="Every region of the cluster and its peer URL (ws://HOST:PORT). The same list on every node; a "
-        "region alone may leave it empty.",
+        description="The founding regions of the cluster and their peer URLs (ws://HOST:PORT), the same on every node; a "
+        "region alone may leave it empty. Once the data_dir knows who belongs, only the URLs count.",
+    )
+    join: bool = Field(
+        default=False,
+        description="On an empty data_dir: this region is no founder, it waits to be added (`crdtsync region add`) and "
+        "learns from the other `members` here who belongs. Ignored once the data_dir knows.",
     )
     data_dir: Path = Field(description="Directory of the log, one per node, on a disk that keeps what it acknowledged.")
     listen: Listen = Field(default_factory=Listen, description="Port for clients and workers.")
@@ -209,11 +214,9 @@ class Config(BaseSettings):
         for region, url in value.items():
             if not is_region(region):
                 raise ValueError(f"{region!r} is not a region: 1 to 32 lower-case letters, digits and dashes")
-            parts = urlsplit(url)
-            if parts.scheme != "ws" or not parts.hostname or not parts.port:
-                raise ValueError(f"{region}: {url!r} is not a peer URL; write ws://HOST:PORT")
-            if not is_loopback(parts.hostname):
-                raise ValueError(f"{region}: {parts.hostname} is off loopback: {_LATER}")
+            problem = peer_url_problem(url)
+            if problem:
+                raise ValueError(f"{region}: {problem}")
         return value
 
     @field_validator("listen", "peer")
@@ -228,6 +231,8 @@ class Config(BaseSettings):
         if self.members and self.region not in self.members:
             known = ", ".join(sorted(self.members))
             raise ValueError(f"region {self.region!r} is not among members ({known}); members lists this region too")
+        if self.join and not set(self.members) - {self.region}:
+            raise ValueError("a region that joins needs the URL of at least one member, in members")
         return self
 
     @property
@@ -280,6 +285,18 @@ def load(
     for key in _leaves(config.model_dump()):
         origins.setdefault(key, "default")
     return Loaded(config, origins)
+
+
+def peer_url_problem(url: str) -> str:
+    """Why a peer cannot be dialled at `url`, "" if it can."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:  # no number, or none that a port can have
+        port = None
+    if not port or parts.scheme != "ws" or not parts.hostname:
+        return f"{url!r} is not a peer URL; write ws://HOST:PORT"
+    return "" if is_loopback(parts.hostname) else f"{parts.hostname} is off loopback: {_LATER}"
 
 
 def is_loopback(host: str) -> bool:

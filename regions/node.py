@@ -15,12 +15,19 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from crdtsync.commands import Command, Drain, ListTasks, LogHeads, ReadLog, Status, VerifyLog
+from crdtsync.commands import AddRegion, Command, Drain, ListTasks, LogHeads, ReadLog, Status, VerifyLog
 from crdtsync.effects import Assignment
-from crdtsync.errors import ConfigError, CrdtSyncError, DrainingError, OverloadedError, error_from_record
+from crdtsync.errors import (
+    ConfigError,
+    CrdtSyncError,
+    DrainingError,
+    InvalidRequestError,
+    OverloadedError,
+    error_from_record,
+)
 from crdtsync.identifiers import AttemptId, RegionId
 from crdtsync.protocol.messages import PROTOCOL_VERSION, Opened
-from regions.config import Config
+from regions.config import Config, peer_url_problem
 from regions.driver import Driver
 from regions.inspection import Inspection
 from regions.memory import keep_trimmed
@@ -58,6 +65,7 @@ class Node:
         self._driver = Driver(settings_of(config, restored=restored), store, self)
         self._peers = PeerLinks(config, self)
         self._guests = GuestServer(config, self)
+        self._peer_urls: dict[RegionId, str] = {}
         self._inspection = Inspection(store, self._state, self._flush_rows)
         self._own_tickets = itertools.count(-1, -1)  # below zero: never a guest's
         self._asked: dict[int, asyncio.Future[Any]] = {}
@@ -146,6 +154,19 @@ class Node:
 
     # What peers bring (peers.Hearer) -------------------------------------------------------------
 
+    def peers(self) -> dict[RegionId, str]:
+        if not self._driver.ready:
+            return self._peer_urls  # it reloads: they are the same after that
+        urls = {}
+        for region, url in self._driver.replica.peers().items():
+            address = self.config.members.get(region, url)
+            urls[region] = address if address and not peer_url_problem(address) else ""
+        self._peer_urls = urls
+        return urls
+
+    def knows(self, peer: RegionId) -> bool:
+        return not self._driver.ready or self._driver.replica.knows(peer)
+
     def allows(self, peer: RegionId) -> bool:
         return self._driver.ready and self._driver.replica.allowed(peer)
 
@@ -170,6 +191,8 @@ class Node:
             task = asyncio.create_task(self._inspect(command, ticket))
             self._inspecting.add(task)
             task.add_done_callback(self._inspecting.discard)
+        elif isinstance(command, AddRegion) and command.url and (problem := peer_url_problem(command.url)):
+            self.reply(ticket, None, InvalidRequestError(f"{command.region[:32]}: {problem}").record(), final=True)
         else:
             self._driver.submit(command, ticket)
 

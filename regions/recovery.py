@@ -39,6 +39,7 @@ def settings_of(config: Config, *, restored: bool = False) -> Settings:
         heads_interval_ms=config.heads_interval_ms,
         retention_ms=config.retention_s * 1_000,
         history_bytes_max=config.history_limit_bytes,
+        joining=config.join,
         trust_disk=not restored,
     )
 

@@ -25,6 +25,7 @@ from msgspec import structs
 from crdtsync import commands as c
 from crdtsync import effects as e
 from crdtsync.clock import Now
+from crdtsync.coordination.membership import Membership
 from crdtsync.errors import CorruptLogError, StorageError
 from crdtsync.identifiers import RegionId, parse_task_id, writer_id
 from crdtsync.protocol.codec import decode_value, encode_value
@@ -75,8 +76,9 @@ def never(assignment: e.Assignment) -> Outcome:
 class Node:
     """One region: a disk that outlives crashes, and a replica that does not."""
 
-    def __init__(self, cluster: Cluster, region: RegionId) -> None:
+    def __init__(self, cluster: Cluster, region: RegionId, **settings: Any) -> None:
         self.cluster = cluster
+        self.settings = settings  # what differs from the cluster's
         self.region = region
         self.store = MemoryStore()
         self.replica: Replica | None = None
@@ -102,7 +104,7 @@ class Node:
         incarnation = now_or_never(self.store.next_incarnation((self.cluster.time_ms + self.start_offset_ms) // 1_000))
         entropy = (self.cluster.entropy + incarnation * 1_000 + len(self.region)).to_bytes(8, "big")
         self.cluster.entropy += 1
-        settings = replace(self.cluster.settings, region=self.region)
+        settings = replace(self.cluster.settings, region=self.region, **self.settings)
         writer = writer_id(self.region, "a", incarnation, entropy)
         self.replica = now_or_never(rebuild(settings, writer, self.store, lambda: self.now))
         self.pump()
@@ -163,7 +165,7 @@ class Node:
             case e.Send(peer, message):
                 cluster.send(self.region, peer, message)
             case e.Disconnect(peer, _):
-                cluster.unlink(self.region, peer)
+                cluster.hang_up(self.region, peer)
             case e.Reply(ticket):
                 self.answers.setdefault(ticket, []).append(effect)
             case e.Run(worker, assignments):
@@ -324,6 +326,21 @@ class Cluster:
                 self.worker(region)
         self.run_for(300)
 
+    def join(self, region: str, *seeds: str, worker: bool = False) -> Node:
+        """Start the node of a region that is to be added; `seeds` are the members that it is told of (all if none)."""
+        told = tuple(map(RegionId, seeds)) or tuple(self.nodes)
+        node = Node(self, RegionId(region), members=(*told, RegionId(region)), joining=True)
+        self.nodes[node.region] = node
+        node.start()
+        if worker:
+            self.worker(region)
+        return node
+
+    def membership(self, region: str) -> Membership:
+        replica = self.nodes[RegionId(region)].replica
+        assert replica is not None
+        return replica._here.membership
+
     def worker(self, region: str, name: str | None = None) -> Worker:
         node = self.nodes[RegionId(region)]
         self._tickets += 1
@@ -401,6 +418,17 @@ class Cluster:
             for one, other in ((a, b), (b, a)):
                 node = self.nodes[RegionId(one)]
                 node.feed(lambda replica, node=node, other=other: replica.disconnected(other, node.now))  # type: ignore[misc]
+
+    def hang_up(self, a: str, b: str) -> None:
+        """One side closes the link: what it sent before still arrives."""
+        pair = frozenset((a, b))
+        generation = self._links.get(pair)
+
+        def closed() -> None:
+            if generation is not None and self._links.get(pair) == generation:
+                self.unlink(a, b)
+
+        self.at(self.time_ms + LINK_MS + 1, closed)
 
     def cut(self, a: str, b: str) -> None:
         self._cut.add(frozenset((a, b)))

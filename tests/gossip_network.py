@@ -15,6 +15,7 @@ from heapq import heappop, heappush
 from itertools import count, pairwise
 
 from crdtsync.clock import HybridClock, Now
+from crdtsync.coordination.membership import Membership
 from crdtsync.effects import CommitRow, Disconnect, Notify, ReadCommits, ReadRows, Send, TaskRow
 from crdtsync.events import Expired
 from crdtsync.gossip.arrived import Arrived, CommitsArrived, SnapshotRows
@@ -115,7 +116,7 @@ class Node:
             self.region,
             self.writer,
             cluster="test",
-            members=members,
+            membership=Membership.founding(members),
             logs={DOMAIN: self.log},
             stability={DOMAIN: self.stability},
             settings=network.settings,

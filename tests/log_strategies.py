@@ -17,8 +17,11 @@ from crdtsync.events import (
     Ended,
     Event,
     Expired,
+    FinalHeads,
+    Inherited,
     LabelEdited,
     LimitSet,
+    MembersChanged,
     Offered,
     Options,
     PriorityEdited,
@@ -110,6 +113,7 @@ options = st.builds(
 )
 names = st.text(min_size=1, max_size=8)
 regions = st.sampled_from(["eu", "us", "ap-south-1"])
+region_sets = st.sets(regions, min_size=1).map(lambda names: tuple(sorted(names)))
 priorities = st.integers(0, 9)
 maybe_id = st.none() | event_ids
 targets = st.sampled_from(["queue:", "task:", "key:"]).flatmap(lambda kind: texts.map(lambda name: kind + name))
@@ -178,6 +182,23 @@ events: st.SearchStrategy[Any] = st.one_of(
     st.builds(DocumentUpdated, ids | st.just(b""), texts, st.binary(max_size=9)),
     st.builds(Declared, names, texts, texts, priorities, options),
     st.builds(WriterOpened, writers | st.just(""), counts, counts),
+    st.builds(
+        MembersChanged,
+        st.integers(0, 9),
+        st.integers(2, 99),
+        region_sets,
+        st.sampled_from(["add", "admit", "forget"]),
+        region_sets,
+        st.sampled_from(["", "ws://127.0.0.1:7501"]),
+        st.booleans(),
+    ),
+    st.builds(
+        FinalHeads,
+        st.integers(0, 9),
+        st.integers(1, 99),
+        st.dictionaries(writers, st.integers(1, 99), max_size=3).map(lambda heads: tuple(sorted(heads.items()))),
+    ),
+    st.builds(Inherited, ids, counts, regions, st.integers(1, 99)),
     limit_sets,
     st.builds(RightsMinted, ids, counts, event_ids),
     st.builds(RightsMoved, ids, writers, counts),

@@ -24,6 +24,7 @@ from typing import Final
 from crdtsync.identifiers import RegionId
 from crdtsync.log.heads import Heads
 
+VERSION_BITS: Final = 31  # both halves of `Membership.stamp` stay below
 FOUNDING_VERSION: Final = 1  # of the configured founders; 0 is a joiner that has heard of no membership yet
 
 
@@ -44,16 +45,41 @@ class Forgotten:
 
 @dataclass(frozen=True)
 class Membership:
-    """Immutable: a change makes another one. Replicas that have applied the same commits hold equal ones."""
+    """Immutable: a change makes another one. Replicas that have applied the same commits hold equal ones.
+
+    Attributes:
+        states: Of everybody who has one; who left for good is in `forgotten` instead.
+        since: The version with which each of these states began.
+        urls: Where the regions that were added later are dialled; the founders' stand in the configuration.
+        finals: Of leaving regions, once all have answered: the heads to pull up to before they have left for good.
+        unanswered: While some are leaving: the voters whose answer is missing.
+    """
 
     version: int
     epoch: int
     states: Mapping[RegionId, MemberState]
     forgotten: Mapping[RegionId, Forgotten] = field(default_factory=dict)
+    since: Mapping[RegionId, int] = field(default_factory=dict)
+    urls: Mapping[RegionId, str] = field(default_factory=dict)
+    finals: Mapping[RegionId, Heads] = field(default_factory=dict)
+    unanswered: frozenset[RegionId] = frozenset()
 
     @classmethod
     def founding(cls, members: Iterable[RegionId]) -> Membership:
-        return cls(FOUNDING_VERSION, 0, dict.fromkeys(sorted(members), MemberState.MEMBER))
+        founders = tuple(sorted(members))
+        since = dict.fromkeys(founders, FOUNDING_VERSION)
+        return cls(FOUNDING_VERSION, 0, dict.fromkeys(founders, MemberState.MEMBER), since=since)
+
+    @classmethod
+    def joiner(cls, me: RegionId, seeds: Iterable[RegionId]) -> Membership:
+        """What a region that is to be added knows before it has heard from anybody: whom to ask."""
+        states = {**dict.fromkeys(sorted(seeds), MemberState.MEMBER), me: MemberState.JOINING}
+        return cls(0, 0, states, since=dict.fromkeys(states, 0))
+
+    @property
+    def stamp(self) -> int:
+        """Epoch and version as one number that grows with every change: what a Hello carries."""
+        return self.epoch << VERSION_BITS | self.version
 
     @cached_property
     def voters(self) -> tuple[RegionId, ...]:
@@ -85,9 +111,29 @@ class Membership:
         """Whose commits are believed: of the forgotten up to their final heads."""
         return frozenset(self.states) | frozenset(self.forgotten)
 
+    @property
+    def believed(self) -> frozenset[RegionId]:
+        """Whose commits are taken; empty if anybody's: a joiner cannot know yet."""
+        return self.known if self.version else frozenset()
+
+    def believes(self, region: RegionId) -> bool:
+        return not self.version or region in self.known
+
     def is_member(self, region: str) -> bool:
         """Whether it is a member in full: it writes, votes and owns."""
         return self.states.get(RegionId(region)) is MemberState.MEMBER
+
+    @cached_property
+    def leaving(self) -> tuple[RegionId, ...]:
+        return self._in(MemberState.LEAVING)
+
+    @cached_property
+    def joining(self) -> tuple[RegionId, ...]:
+        return self._in(MemberState.JOINING)
+
+    def has_lost(self, region: str) -> bool:
+        """Whether it is being forgotten, or was: nobody keeps a link to it."""
+        return self.states.get(RegionId(region)) is MemberState.LEAVING or region in self.forgotten
 
     def others(self, me: RegionId) -> tuple[RegionId, ...]:
         """The owners but for `me`: whose silence is judged, and who may be offered work."""

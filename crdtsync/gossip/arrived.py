@@ -8,7 +8,19 @@ from crdtsync.effects import TaskRow
 from crdtsync.identifiers import Domain, RegionId, WriterId
 from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Ack
-from crdtsync.protocol.peer_messages import LeaseAnswers, LeaseAsks, LeasesFreed
+from crdtsync.protocol.peer_messages import (
+    LeaseAnswers,
+    LeaseAsks,
+    LeasesFreed,
+    SynodAccept,
+    SynodAccepted,
+    SynodNotNow,
+    SynodPrepare,
+    SynodPromise,
+    SynodRefused,
+)
+
+SynodMessage: TypeAlias = SynodPrepare | SynodPromise | SynodAccept | SynodAccepted | SynodRefused | SynodNotNow
 
 
 class PeerOpened(NamedTuple):
@@ -104,6 +116,21 @@ class TwinMet(NamedTuple):
     writer: WriterId
 
 
+class SynodHeard(NamedTuple):
+    """About the next version of the membership."""
+
+    peer: RegionId
+    message: SynodMessage
+
+
+class WeAreForgotten(NamedTuple):
+    """A peer says that this region has no part in the cluster any more, or never had."""
+
+    peer: RegionId
+    reason: str  # a `session.Refusal`
+    detail: str
+
+
 Arrived: TypeAlias = (
     PeerOpened
     | PeerClosed
@@ -114,6 +141,8 @@ Arrived: TypeAlias = (
     | SnapshotRows
     | SnapshotDone
     | SnapshotAborted
+    | SynodHeard
+    | WeAreForgotten
     | LeaseHeard
     | TwinMet
 )

@@ -63,7 +63,7 @@ class Exchange:
                 digest,
             )
             self._wire.tell(link, message)
-            for member in self._wire.identity.members:
+            for member in self._wire.identity.membership.counted:
                 self._send_ack(link, ours, member, now.mono_ms)
         link.round += 1
         link.heads_sent_ms = now.mono_ms
@@ -180,7 +180,7 @@ class Exchange:
         member = message.member
         if region_of(message.writer) != member:
             raise RemoteProtocolError(f"{message.writer} cannot acknowledge for {member}", member=member)
-        if member not in self._wire.identity.members:
+        if member not in self._wire.identity.membership.states:
             self._wire.counters["acks_of_strangers"] += 1
             return []
         mirror = theirs.acks.setdefault(member, VectorMirror())

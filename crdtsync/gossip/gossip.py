@@ -19,14 +19,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 from crdtsync.clock import Now
+from crdtsync.coordination.membership import Membership
 from crdtsync.effects import CommitRow, Disconnect, Effect, TaskRow
 from crdtsync.errors import RemoteProtocolError
 from crdtsync.gossip import status
 from crdtsync.gossip.anti_entropy import Feed
-from crdtsync.gossip.arrived import Arrived, LeaseHeard, PeerClosed, PeerOpened, TwinMet
+from crdtsync.gossip.arrived import (
+    Arrived,
+    LeaseHeard,
+    PeerClosed,
+    PeerOpened,
+    SynodHeard,
+    SynodMessage,
+    TwinMet,
+    WeAreForgotten,
+)
 from crdtsync.gossip.credit import CreditOut
 from crdtsync.gossip.exchange import Exchange
 from crdtsync.gossip.failure_detector import PhiAccrual
@@ -69,6 +80,7 @@ from crdtsync.protocol.session import Identity, Refusal, SessionEvent, SessionSt
 
 __all__ = ["Gossip", "GossipHost", "GossipSettings"]
 
+SYNOD_MESSAGES = get_args(SynodMessage)
 Handler = Callable[[Peer, Link, Any, int, Now], list[Arrived]]  # the int is the size of the frame
 
 
@@ -79,7 +91,7 @@ class Gossip:
         me: This region.
         writer: This incarnation.
         cluster: Its name; links to other clusters are refused.
-        members: All regions, this one included.
+        membership: Who belongs to the cluster, this region included, until `set_membership` says otherwise.
         logs: The log of every domain that is replicated here.
         stability: The stability of each; acknowledgements that arrive are offered to it.
         host: Who is asked for digests, floors and snapshots.
@@ -92,16 +104,15 @@ class Gossip:
         writer: WriterId,
         *,
         cluster: str,
-        members: Iterable[RegionId],
+        membership: Membership,
         logs: Mapping[Domain, DomainLog],
         stability: Mapping[Domain, Stability],
         settings: GossipSettings,
         host: GossipHost,
         features: int = 0,
-        members_version: int = 0,
     ) -> None:
-        everybody = tuple(sorted({me, *members}))
-        identity = Identity(cluster, me, writer, everybody, tuple(sorted(logs)), features, members_version)
+        everybody = membership.linked
+        identity = Identity(cluster, me, writer, membership, tuple(sorted(logs)), features)
         self.cut: frozenset[RegionId] = frozenset()
         self._settings = settings
         self._wire = Wire(identity, settings, logs, stability, host)
@@ -127,6 +138,7 @@ class Gossip:
             SnapshotRequest: self._on_request,
             SnapshotEnd: lambda _known, link, message, _size, _now: self._transfer.end(link, message),
             OwnHeadsQuestion: self._on_question,
+            **dict.fromkeys(SYNOD_MESSAGES, self._on_synod),
             OwnHeadsAnswer: lambda _known, link, message, _size, _now: self._recovery.answered(link, message),
             LeaseAsks: self._on_lease,
             LeaseAnswers: self._on_lease,
@@ -156,7 +168,9 @@ class Gossip:
 
     def allowed(self, peer: RegionId) -> bool:
         """Whether a link to `peer` may be dialled or accepted at all."""
-        return peer in self._peers and peer != self._wire.me and peer not in self.cut
+        if peer == self._wire.me or peer in self.cut or self._wire.identity.membership.has_lost(self._wire.me):
+            return False
+        return peer in self._peers or self._wire.identity.membership.has_lost(peer)  # it is told so
 
     def peer_have(self, peer: RegionId, domain: Domain) -> Heads | None:
         """What a linked peer said that it has, on this link; None before it did."""
@@ -223,10 +237,7 @@ class Gossip:
         self._observe(now)
         known = self._peers.get(peer)
         if known is None:
-            self._wire.counters["refused"] += 1
-            self._wire.notify("warning", "gossip.refused", peer=peer, reason=str(Refusal.NOT_MEMBER))
-            self._wire.effects.append(Disconnect(peer, str(Refusal.NOT_MEMBER)))
-            return []
+            return self._turn_away(peer, now)
         arrived = self._drop(known, "replaced", now) if known.link is not None else []
         link = known.link = Link(peer, self._settings, now)
         link.session.step(SessionEvent.CONNECTED)
@@ -361,6 +372,55 @@ class Gossip:
             if known is not None and known.link is not None and known.link.session.state is not SessionState.CLOSING:
                 self._refuse(known, known.link, Refusal.CUT, "cut by an operator")
 
+    def set_membership(self, membership: Membership, now: Now) -> list[Arrived]:
+        """Keep links to whom it names, tell the others why not, and begin new sessions if somebody is new.
+
+        What peers said of somebody whom we did not know was ignored; in a new session they say it again.
+        """
+        before = self._wire.identity.membership
+        self._wire.identity = replace(self._wire.identity, membership=membership)
+        arrived: list[Arrived] = []
+        for region in [r for r in self._peers if r not in membership.linked and r != self._wire.me]:
+            known = self._peers[region]
+            if known.link is not None:
+                if known.link.session.state is not SessionState.CLOSING:
+                    self._refuse(known, known.link, Refusal.FORGOTTEN, self._farewell(region))
+                arrived += self._drop(known, "forgotten", now)
+            del self._peers[region]
+        for region in membership.linked:
+            if region not in self._peers:
+                self._peers[region] = Peer(region, self._settings)
+        for region in sorted(self._peers):  # in order of name, as ever
+            self._peers[region] = self._peers.pop(region)
+        self._liveness.set_members(self._peers)
+        self._recovery.unanswered &= set(membership.linked)
+        if not membership.known <= before.known:
+            for known in self._peers.values():
+                if known.link is not None and known.link.session.state is not SessionState.CLOSING:
+                    self._close(known.link, "the membership has changed")
+        return arrived
+
+    def _farewell(self, region: RegionId) -> str:
+        membership = self._wire.identity.membership
+        forgotten = membership.forgotten.get(region)
+        version = forgotten.version if forgotten is not None else membership.since.get(region, membership.version)
+        return (
+            f"{region} was forgotten in version {version} of the membership (epoch {membership.epoch}): stop its node, keep "
+            f"its data as evidence, and add the region anew under another name"
+        )
+
+    def _turn_away(self, peer: RegionId, now: Now) -> list[Arrived]:
+        """Somebody dials who is no member: one that was forgotten is told so."""
+        reason = Refusal.NOT_MEMBER
+        if self._wire.identity.membership.has_lost(peer):
+            reason = Refusal.FORGOTTEN
+            link = Link(peer, self._settings, now)
+            self._wire.send(link, HelloRefused(str(reason), self._farewell(peer)))
+        self._wire.counters["refused"] += 1
+        self._wire.notify("warning", "gossip.refused", peer=peer, reason=str(reason))
+        self._wire.effects.append(Disconnect(peer, str(reason)))
+        return []
+
     def close(self, reason: str) -> None:
         """Take leave of everybody: this node stops."""
         for known in self._peers.values():
@@ -408,7 +468,7 @@ class Gossip:
         link.session.step(event)
         if link.session.state is SessionState.CLOSING:
             if event in (SessionEvent.REFUSED, SessionEvent.BYE) and not link.close_reason:
-                self._left(known, link, message)
+                return self._left(known, link, message)
             return []
         if greeting:
             assert isinstance(message, Hello)
@@ -450,6 +510,8 @@ class Gossip:
 
     def _refuse_hello(self, known: Peer, link: Link, refusal: Refusal, hello: Hello) -> list[Arrived]:
         detail = f"{hello.writer[:128]} of cluster {hello.cluster[:64]!r}, protocol {hello.version}"
+        if refusal is Refusal.NOT_JOINING:
+            detail = f"{link.peer} was added to this cluster: start its node with --join, on an empty data_dir"
         self._refuse(known, link, refusal, detail)
         if refusal is not Refusal.SAME_REGION:
             return []
@@ -463,7 +525,7 @@ class Gossip:
         self._wire.send(link, HelloRefused(str(refusal), detail))
         self._close(link, f"refused: {refusal}")
 
-    def _left(self, known: Peer, link: Link, message: PeerMessage | None) -> None:
+    def _left(self, known: Peer, link: Link, message: PeerMessage | None) -> list[Arrived]:
         """The peer has ended it."""
         if isinstance(message, HelloRefused):
             known.refused = message.reason
@@ -471,8 +533,11 @@ class Gossip:
                 "warning", "gossip.refused_by", peer=link.peer, reason=message.reason, detail=message.detail
             )
             self._wire.disconnect(link, f"refused by the peer: {message.reason}")
+            if message.reason in (Refusal.FORGOTTEN, Refusal.NOT_JOINING):
+                return [WeAreForgotten(link.peer, message.reason, message.detail)]
         elif isinstance(message, Bye):
             self._wire.disconnect(link, f"the peer left: {message.reason}")
+        return []
 
     def _close(self, link: Link, reason: str) -> None:
         if link.session.state is not SessionState.CLOSING:
@@ -593,6 +658,9 @@ class Gossip:
     def _on_request(self, _known: Peer, link: Link, message: SnapshotRequest, _size: int, now: Now) -> list[Arrived]:
         self._transfer.requested(link, message, now)
         return []
+
+    def _on_synod(self, _known: Peer, link: Link, message: SynodMessage, _size: int, _now: Now) -> list[Arrived]:
+        return [SynodHeard(link.peer, message)]
 
     def _on_lease(
         self, _known: Peer, link: Link, message: LeaseAsks | LeaseAnswers | LeasesFreed, _size: int, _now: Now

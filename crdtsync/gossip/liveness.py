@@ -20,9 +20,15 @@ class Liveness:
     """Signs of life of every region but our own."""
 
     def __init__(self, me: RegionId, members: Iterable[RegionId]) -> None:
-        self._members = tuple(sorted(set(members) - {me}))
+        self._me = me
+        self._members: tuple[RegionId, ...] = ()
+        self.set_members(members)
         self._beats: dict[RegionId, tuple[int, int, int]] = {}  # incarnation, beat, when on our own clock
         self._heard: dict[RegionId, int] = {}
+
+    def set_members(self, members: Iterable[RegionId]) -> None:
+        """Signs of life of anybody else are ignored from now on."""
+        self._members = tuple(sorted(set(members) - {self._me}))
 
     def last_heard(self, region: RegionId) -> int | None:
         """Monotonic time of the freshest sign of life; None if there was none since the start."""

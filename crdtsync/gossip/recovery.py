@@ -41,7 +41,7 @@ class Recovery:
     """Our question to everybody, our answers to theirs, and what we pass on."""
 
     def __init__(self, wire: Wire, peers: Mapping[RegionId, Peer]) -> None:
-        self.unanswered: set[RegionId] = set(wire.identity.members) - {wire.me}
+        self.unanswered: set[RegionId] = set(wire.identity.membership.linked) - {wire.me}
         self._wire = wire
         self._peers = peers
         self._questions: dict[RegionId, _Question] = {}
@@ -57,7 +57,7 @@ class Recovery:
     def asked(self, link: Link, message: OwnHeadsQuestion) -> None:
         """A peer asks, for itself or for another: say what we know of it, and pass on what we do not."""
         region = region_of(message.writer)
-        members = self._wire.identity.members
+        members = self._wire.identity.membership.linked
         if region == self._wire.me or region not in members:
             return
         question = self._questions.get(region)
@@ -94,7 +94,7 @@ class Recovery:
         for _, heads, ack in message.domains:
             if any(region_of(writer) != region for writer, _ in heads) or (ack and region_of(ack[0]) != region):
                 raise RemoteProtocolError("an answer about another region's writers", writer=message.writer)
-        if message.member not in self._wire.identity.members or message.member == region:
+        if message.member not in self._wire.identity.membership.linked or message.member == region:
             return []
         if message.writer == self._wire.identity.writer:
             return self._take(message)

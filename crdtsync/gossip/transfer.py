@@ -205,14 +205,14 @@ class Transfer:
             RemoteProtocolError: If one is not what its frame says, or the peer sends beyond its credit.
         """
         feed = link.domain(message.domain).feed
-        members = self._wire.identity.members
+        membership = self._wire.identity.membership
         blobs: list[bytes] = []
         for run in message.runs:
             named = _named(message.domain, run.writer)
             for number, blob in enumerate(run.blobs, run.first):
                 if not blob.startswith(named + encode_uint(number), COMMIT_PREAMBLE_BYTES):
                     raise RemoteProtocolError(f"not commit {number} of {run.writer}", writer=run.writer, number=number)
-            if region_of(run.writer) not in members:
+            if not membership.believes(region_of(run.writer)):
                 self._wire.counters["commits_of_strangers"] += len(run.blobs)
                 continue
             feed.they_sent(run.writer, run.first + len(run.blobs) - 1)

@@ -30,6 +30,7 @@ from crdtsync.clock import COUNTER_BITS, MAX_SKEW_MS
 from crdtsync.errors import CorruptLogError, LocalProtocolError, RemoteProtocolError
 from crdtsync.events import Event, Plain
 from crdtsync.identifiers import Domain, RegionId, WriterId, region_of
+from crdtsync.log.caps import Caps
 from crdtsync.log.commit import HASH_BYTES, NO_HASH, PREFIX_BYTES, Commit, commit_hash, decode_commit, seal
 from crdtsync.log.gap_buffer import GapBuffer
 from crdtsync.log.heads import Heads, RunningHeads, Span
@@ -91,9 +92,10 @@ class DomainLog:
         self.domain = domain
         self.writer = writer
         self.limits = limits
-        self.members = frozenset(members)
+        self.members = frozenset(members)  # changes with the membership
         self.max_skew_ms = max_skew_ms
         self.quarantined: dict[WriterId, Evidence] = {}
+        self.caps = Caps()  # of regions that are being forgotten, or were
         self._streams: dict[WriterId, _Stream] = {}
         self._have = RunningHeads()
         self._applied = RunningHeads()
@@ -124,7 +126,7 @@ class DomainLog:
 
     @property
     def durable_have(self) -> Heads:
-        return self._durable_have.frozen()
+        return self.caps.clamped(self._durable_have.frozen())
 
     @property
     def durable_applied(self) -> Heads:
@@ -215,6 +217,9 @@ class DomainLog:
             return Received(Verdict.REFUSED, refusal=Refusal.STRANGER, reason=f"{writer} is of no member")
         if writer in self.quarantined:
             return Received(Verdict.REFUSED, refusal=Refusal.QUARANTINED, reason=f"{writer} is quarantined")
+        if self.caps and self.caps.refuses(writer, commit.number):
+            reason = f"commit {commit.number} of {writer} lies beyond what is left of its forgotten region"
+            return Received(Verdict.REFUSED, refusal=Refusal.FORGOTTEN, reason=reason)
         if writer not in self._streams and len(self._streams) >= self.limits.writers_max:
             reason = f"more than {self.limits.writers_max} writers"
             return Received(Verdict.REFUSED, refusal=Refusal.OVERFLOW, reason=reason)
@@ -330,10 +335,16 @@ class DomainLog:
                 ahead_ms = (commit.stamp >> COUNTER_BITS) - wall_ms
                 self._alarm("log.held_back", commit, f"stamped {ahead_ms} ms ahead: it waits for its time")
             return Waiting(commit.writer, commit.number, wait, until_ms=release_ms)
+        if self.caps and not self.caps.allows(commit.writer, commit.number):
+            return Waiting(commit.writer, commit.number, Wait.FORGOTTEN)
         deps = commit.deps
         while stream.deps_met < len(deps):
             writer, number, prefix = deps[stream.deps_met]
             if self._applied.get(writer, 0) < number:
+                if self.caps and not self.caps.allows(writer, number):
+                    if not self.caps.lift(writer, number):
+                        return Waiting(commit.writer, commit.number, Wait.FORGOTTEN, (writer, number))
+                    self._look_again(writer)
                 heappush(self._waiters.setdefault(writer, []), (number, stream.writer))
                 return Waiting(commit.writer, commit.number, Wait.COMMIT, (writer, number))
             known = self._streams[writer].hashes.get(number)
@@ -342,6 +353,25 @@ class DomainLog:
                 return Waiting(commit.writer, commit.number, Wait.BRANCH, (writer, number))
             stream.deps_met += 1
         return None
+
+    def restrain(self, region: RegionId, heads: Heads, *, final: bool) -> None:
+        """Follow a region that is being forgotten no further than `heads` (`log.caps`). Harmless to repeat."""
+        if final:
+            self.caps.close(region, heads, self._have.items())
+        else:
+            self.caps.impose(region, heads)
+        for writer in list(self._streams):
+            if region_of(writer) == region:
+                self._look_again(writer)
+        # What waits for a commit of that region already asks again: the cap may have to be lifted for it.
+        for writer in [w for w in self._waiters if region_of(w) == region]:
+            for _, waiter in self._waiters.pop(writer):
+                self._look_again(waiter)
+
+    def _look_again(self, writer: WriterId) -> None:
+        stream = self._streams.get(writer)
+        if stream is not None and stream.ready:
+            self._examine(writer)
 
     def _examine(self, writer: WriterId) -> None:
         stream = self._streams[writer]
@@ -458,11 +488,11 @@ class DomainLog:
     def announced(self) -> Heads:
         """What peers are told that we have: `have`, but per writer only up to the first commit that is lost."""
         if not self._lost:
-            return self.have
+            return self.caps.clamped(self.have)
         heads = dict(self._have.items())
         for writer, number in self._lost:
             heads[writer] = min(heads[writer], number - 1)
-        return Heads(heads)
+        return self.caps.clamped(Heads(heads))
 
     def mark_durable(self, have: Heads, applied: Heads) -> None:
         """A batch is on disk: `have` and `applied` as they were when it was taken.

@@ -29,8 +29,11 @@ from crdtsync.events import (
     Ended,
     Event,
     Expired,
+    FinalHeads,
+    Inherited,
     LabelEdited,
     LimitSet,
+    MembersChanged,
     Offered,
     Options,
     PriorityEdited,
@@ -60,6 +63,8 @@ PARTITIONS: Final = frozenset(("wait", "takeover", "quorum", "quorum:task"))
 CANCELS: Final = frozenset(("wins", "loses"))
 OUTCOMES: Final = frozenset(("ok", "failed", "lost"))
 OFFER_REASONS: Final = frozenset(("drain", "unserved"))
+MEMBER_CHANGES: Final = frozenset(("add", "admit", "forget"))
+URL_CHARS_MAX: Final = 2_048
 LIMIT_TARGETS: Final = ("queue:", "task:", "key:")
 LIMIT_KINDS: Final = frozenset(("concurrency", "rate"))
 LIMIT_SCOPES: Final = frozenset(("region", "global", "none"))
@@ -71,6 +76,7 @@ _LABEL: Final = (str, str)
 _PARENT: Final = (bytes, bool)
 _INPUT: Final = (bytes, tuple)
 _UNDOES: Final = (bytes, tuple, bytes)
+_HEAD: Final = (str, int)
 
 _new: Final[Callable[..., Any]] = tuple.__new__  # a named tuple of checked fields, without another call in Python
 
@@ -305,6 +311,45 @@ def _writer_opened(e: Any) -> Event:
     return WriterOpened(checked_writer(predecessor) if predecessor else "", number, features)
 
 
+def _regions(plain: tuple[Any, ...]) -> tuple[RegionId, ...]:
+    if any(type(name) is not str for name in plain):
+        _bad("regions are named by text")
+    regions = tuple(map(checked_region, plain))
+    if any(regions[i] >= regions[i + 1] for i in range(len(regions) - 1)):
+        _bad("regions are sorted, each once")
+    return regions
+
+
+def _members_changed(e: Any) -> Event:
+    _, epoch, version, founders, change, regions, url, stopped = e
+    if (epoch | version) >> 31 or version < 2:
+        _bad(f"no such epoch or version of the membership: {epoch}, {version}")
+    if change not in MEMBER_CHANGES or not regions or len(url) > URL_CHARS_MAX:
+        _bad(f"no such change of the membership: {change!r}")
+    return MembersChanged(epoch, version, _regions(founders), change, _regions(regions), url, stopped)
+
+
+def _final_heads(e: Any) -> Event:
+    _, epoch, version, heads = e
+    if (epoch | version) >> 31:
+        _bad(f"no such epoch or version of the membership: {epoch}, {version}")
+    _pairs(heads, _HEAD, "heads are (writer, number) pairs")
+    if any(number >> INT_BITS or not number for _, number in heads):
+        _bad("no commit has such a number")
+    checked = tuple((checked_writer(writer), number) for writer, number in heads)
+    if any(checked[i][0] >= checked[i + 1][0] for i in range(len(checked) - 1)):
+        _bad("heads are sorted by writer, each once")
+    return FinalHeads(epoch, version, checked)
+
+
+def _inherited(e: Any) -> Event:
+    _, task, term, region, version = e
+    _task(task)
+    if term >> INT_BITS or version >> 31:
+        _bad("no such term, or version of the membership")
+    return Inherited(task, term, checked_region(region), version)
+
+
 def _limit(limit: bytes, amount: int = 1) -> None:
     if len(limit) != LIMIT_ID_BYTES or amount >> INT_BITS:
         _bad(f"a limit has an id of {LIMIT_ID_BYTES} bytes, and amounts are never negative")
@@ -371,6 +416,9 @@ _CHECKS: Final[dict[int, Callable[[Any], Event]]] = {
     14: _document_updated,
     15: _declared,
     16: _writer_opened,
+    17: _members_changed,
+    18: _final_heads,
+    19: _inherited,
     22: _limit_set,
     23: _rights_minted,
     24: _rights_moved,

@@ -36,6 +36,8 @@ class Refusal(StrEnum):
     QUARANTINED = "quarantined"
     #: Its writer belongs to no member.
     STRANGER = "stranger"
+    #: It lies beyond the final heads of a region that was forgotten.
+    FORGOTTEN = "forgotten"
     #: A buffer or the number of writers is at its limit. It is pulled again later.
     OVERFLOW = "overflow"
 
@@ -79,6 +81,8 @@ class Wait(StrEnum):
     FAR_AHEAD = "far_ahead"
     #: It rests on the other branch of an equivocation: an operator is needed.
     BRANCH = "branch"
+    #: Its region is being forgotten, or was: whether it is part of the history is open, or it is not.
+    FORGOTTEN = "forgotten"
     #: To be read back from disk (`needed`).
     DISK = "disk"
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Final
 
 LEASES: Final = 1 << 0  # peer messages 20 to 22: quorum leases
+MEMBERSHIP: Final = 1 << 1  # peer messages 30 to 35, events 17 to 19: members come and go
 BUNDLES: Final = 1 << 3  # peer message 50: several messages in one frame
 ZSTD: Final = 1 << 4  # frame kind 51: a frame packed by zstd
 
-OURS: Final = LEASES | BUNDLES | ZSTD  # what this version says of itself
+OURS: Final = LEASES | MEMBERSHIP | BUNDLES | ZSTD  # what this version says of itself

@@ -39,6 +39,7 @@ ROW_LABELS_MAX: Final = 1_024
 DIGEST_BYTES_MAX: Final = 64
 STATE_PIECE_BYTES_MAX: Final = 1 << 20
 BUNDLE_MESSAGES_MAX: Final = 128
+SYNOD_VALUE_BYTES_MAX: Final = 1 << 16  # one change of the membership
 LEASES_PER_FRAME_MAX: Final = 1_024  # requests or answers about leases in one frame
 SCOPE_CHARS_MAX: Final = 512
 LEASE_MS_MAX: Final = 3_600_000  # of a lease, or of what is left of one
@@ -62,7 +63,7 @@ class Hello(NamedTuple):
     region: RegionId
     writer: WriterId
     features: int  # bits, design 7
-    members_version: int
+    members_version: int  # `Membership.stamp`: epoch and version
     domains: tuple[Domain, ...]
     granted: int  # bytes of commits and rows that the receiver of this may send before the first `Credit`
 
@@ -213,6 +214,61 @@ class Bundle(NamedTuple):
     messages: tuple[PeerMessage, ...]
 
 
+class SynodPrepare(NamedTuple):
+    """Promise me this ballot for the membership of this version (coordination/synod)."""
+
+    epoch: int
+    version: int
+    round: int  # of the ballot, as is `writer`
+    writer: str
+
+
+class SynodPromise(NamedTuple):
+    epoch: int
+    version: int
+    round: int
+    writer: str
+    accepted_round: int  # of the ballot under which `value` was accepted, 0 if nothing was
+    accepted_writer: str
+    value: bytes
+
+
+class SynodAccept(NamedTuple):
+    epoch: int
+    version: int
+    round: int
+    writer: str
+    value: bytes
+
+
+class SynodAccepted(NamedTuple):
+    epoch: int
+    version: int
+    round: int
+    writer: str
+
+
+class SynodRefused(NamedTuple):
+    """To prepare or accept: a larger ballot was promised."""
+
+    epoch: int
+    version: int
+    round: int
+    writer: str
+    promised_round: int
+    promised_writer: str
+
+
+class SynodNotNow(NamedTuple):
+    """To prepare or accept: I am at another version, or the last change was too short a time ago."""
+
+    epoch: int  # asked for
+    version: int
+    at_epoch: int  # where the voter is
+    at_version: int
+    wait_ms: int
+
+
 class LeaseAsks(NamedTuple):
     """What a proposer asks this voter about some scopes, under the membership that it knows."""
 
@@ -254,6 +310,12 @@ PeerMessage: TypeAlias = (
     | OwnHeadsAnswer
     | Bye
     | Bundle
+    | SynodPrepare
+    | SynodPromise
+    | SynodAccept
+    | SynodAccepted
+    | SynodRefused
+    | SynodNotNow
     | LeaseAsks
     | LeaseAnswers
     | LeasesFreed
@@ -413,6 +475,11 @@ _row = _fields(
     _payload,  # facts
     into=lambda *fields: TaskRow(_UNNAMED, *fields),
 )
+_value = _blob(SYNOD_VALUE_BYTES_MAX)
+
+
+def _ballot_writer(value: Any) -> str:
+    return "" if value == "" else _writer(value)
 
 
 def _scope(value: Any) -> str:
@@ -462,6 +529,12 @@ KINDS: Final[dict[int, type[Any]]] = {
     14: OwnHeadsQuestion,
     15: OwnHeadsAnswer,
     16: Bye,
+    30: SynodPrepare,
+    31: SynodPromise,
+    32: SynodAccept,
+    33: SynodAccepted,
+    34: SynodRefused,
+    35: SynodNotNow,
     20: LeaseAsks,
     21: LeaseAnswers,
     22: LeasesFreed,
@@ -507,6 +580,12 @@ _SHAPES: Final[dict[int, Check]] = {
     14: _fields(_writer, _uint, _regions, into=OwnHeadsQuestion),
     15: _fields(_writer, _region, _many(_own_heads, DOMAINS_MAX), into=OwnHeadsAnswer),
     16: _fields(_text, into=Bye),
+    30: _fields(_uint, _uint, _uint, _writer, into=SynodPrepare),
+    31: _fields(_uint, _uint, _uint, _writer, _uint, _ballot_writer, _value, into=SynodPromise),
+    32: _fields(_uint, _uint, _uint, _writer, _value, into=SynodAccept),
+    33: _fields(_uint, _uint, _uint, _writer, into=SynodAccepted),
+    34: _fields(_uint, _uint, _uint, _writer, _uint, _writer, into=SynodRefused),
+    35: _fields(_uint, _uint, _uint, _uint, _uint, into=SynodNotNow),
     20: _fields(_uint, _uint, _many(_ask, LEASES_PER_FRAME_MAX), into=LeaseAsks),
     21: _fields(_uint, _uint, _many(_answer, LEASES_PER_FRAME_MAX), _vector, into=LeaseAnswers),
     22: _fields(_many(_scope, LEASES_PER_FRAME_MAX), into=LeasesFreed),

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from crdtsync.coordination.membership import FOUNDING_VERSION, Membership, MemberState
 from crdtsync.errors import RemoteProtocolError
 from crdtsync.identifiers import Domain, RegionId, WriterId, region_of
 from crdtsync.protocol.peer_messages import (
@@ -94,6 +95,8 @@ class Refusal(StrEnum):
     CLUSTER = "cluster"  #: Another cluster's name: two clusters must never mix.
     NOT_MEMBER = "not_member"  #: A region that is not in the member list.
     IDENTITY = "identity"  #: Not the region that the link is to, or a writer of another region.
+    FORGOTTEN = "forgotten"  #: A region that was forgotten, or is being: it has no part in the cluster any more.
+    NOT_JOINING = "not_joining"  #: A region that was added, whose node was not told that it joins.
     SAME_REGION = "same_region"  #: Another incarnation of this region is alive: an operator must say which stays.
     SELF = "self"  #: A node that has dialled itself.
     CUT = "cut"  #: An operator has cut the link (`region cut`).
@@ -106,10 +109,9 @@ class Identity:
     cluster: str
     region: RegionId
     writer: WriterId
-    members: tuple[RegionId, ...]
+    membership: Membership
     domains: tuple[Domain, ...]
     features: int = 0
-    members_version: int = 0
 
     def hello(self, granted: int) -> Hello:
         return Hello(
@@ -118,7 +120,7 @@ class Identity:
             self.region,
             self.writer,
             self.features,
-            self.members_version,
+            self.membership.stamp,
             self.domains,
             granted,
         )
@@ -138,11 +140,21 @@ class Identity:
             return Refusal.IDENTITY
         if hello.region == self.region:
             return Refusal.SAME_REGION
-        if hello.region not in self.members:
+        if self.membership.has_lost(hello.region):
+            return Refusal.FORGOTTEN
+        if hello.region not in self.membership.states:
             return Refusal.NOT_MEMBER
+        if self._is_no_joiner(hello):
+            return Refusal.NOT_JOINING
         if hello.region != linked_to:
             return Refusal.IDENTITY
         return None
+
+    def _is_no_joiner(self, hello: Hello) -> bool:
+        """Whether it takes itself for a founder, of a cluster that it has never heard of: what it writes rests on nothing."""
+        if self.membership.states.get(hello.region) is not MemberState.JOINING:
+            return False
+        return FOUNDING_VERSION <= hello.members_version < self.membership.since[hello.region]
 
 
 class Session:

@@ -22,10 +22,13 @@ def node() -> None:
 )
 @config_option
 @output_option
+@click.option("--join", is_flag=True, help="On an empty data_dir: wait to be added by `crdtsync region add`.")
 @click.option("--restored", is_flag=True, help="The data is a copy or a backup: ask the peers before trusting it.")
 @click.option("--quiet", is_flag=True, help="Do not print the URLs.")
 @click.option("--supervisor", type=int, hidden=True, help="End with this process.")
-def run(*, config_file: Path | None, output: str, restored: bool, quiet: bool, supervisor: int | None) -> int:
+def run(
+    *, config_file: Path | None, output: str, join: bool, restored: bool, quiet: bool, supervisor: int | None
+) -> int:
     """Run a node until SIGTERM or Ctrl-C; a second signal does not wait for handlers."""
     from regions import config
     from regions.cli.output import print_json_line, print_message
@@ -35,7 +38,7 @@ def run(*, config_file: Path | None, output: str, restored: bool, quiet: bool, s
 
     if supervisor is not None:
         end_with(supervisor)
-    loaded = config.load(config_file)
+    loaded = config.load(config_file, {"join": True} if join else None)
 
     def announce(url: str, peer_url: str) -> None:
         if quiet:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -35,12 +37,19 @@ REDIAL_S_MIN: Final = 0.1
 REDIAL_S_MAX: Final = 2.0  # the issue's bound: a healed link is up within two seconds and a handshake
 REDIAL_FACTOR: Final = 2.0
 SECOND_DIALLER_DELAY_S: Final = 0.5  # lets the preferred dialler go first, so that most pairs dial once
+FAREWELL_BYTES_MAX: Final = 64 << 10  # that are still sent on a link that is closed from here
 LOOK_AGAIN_S: Final = 0.1  # how soon a dialler notices that its link is gone, or no longer refused
 HANDSHAKES_MAX: Final = 64  # half-open connections to the peer port
 
 
 class Hearer(Protocol):
     """Who is told of links and frames: the node."""
+
+    def peers(self) -> Mapping[RegionId, str]:
+        """To whom links are to be kept now, and where; "" if it has to dial us."""
+
+    def knows(self, peer: RegionId) -> bool:
+        """Whether `peer` has anything to do with this cluster: it may be forgotten, and is told so."""
 
     def allows(self, peer: RegionId) -> bool:
         """Whether a link to `peer` may exist now (it is not cut, and the node is ready)."""
@@ -69,10 +78,10 @@ class PeerLinks:
         self._config = config
         self._hearer = hearer
         self._me = config.region
-        self._peers = tuple(RegionId(region) for region in config.regions if region != config.region)
         self._links: dict[RegionId, Link] = {}
         self._log = get_logger(region=config.region, port="peers")
-        self._diallers: list[asyncio.Task[None]] = []
+        self._diallers: dict[RegionId, asyncio.Task[None]] = {}
+        self._keeper: asyncio.Task[None] | None = None
         self._dialling: set[Connection] = set()
         self._server: Server | None = None
         self._accepting = 0
@@ -99,17 +108,20 @@ class PeerLinks:
         return f"ws://{listen.host}:{port}"
 
     def dial(self) -> None:
-        """Keep dialling every member that is not linked."""
-        self._diallers = [asyncio.create_task(self._keep_dialling(peer), name=f"dial {peer}") for peer in self._peers]
+        """Keep dialling every member that is not linked; members come and go."""
+        self._keeper = asyncio.create_task(self._keep_diallers(), name="diallers")
 
     async def close(self) -> None:
         """Send what waits, say goodbye, stop dialling and listening."""
         self._closing = True
-        for task in self._diallers:
+        if self._keeper is not None:
+            self._keeper.cancel()
+        for task in self._diallers.values():
             task.cancel()
         for link in list(self._links.values()):
             link.outgoing.close(CLOSE_GOING_AWAY, "the node is shutting down", flush=True)
-        await asyncio.gather(*self._diallers, return_exceptions=True)
+        keepers = [] if self._keeper is None else [self._keeper]
+        await asyncio.gather(*keepers, *self._diallers.values(), return_exceptions=True)
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
@@ -125,7 +137,8 @@ class PeerLinks:
         link = self._links.get(peer)
         if link is not None:
             self._log.info("link closed from here", peer=peer, reason=reason)
-            link.outgoing.close(CLOSE_GOING_AWAY, reason)
+            # What was said last tells the peer why; a backlog need not hold up the end.
+            link.outgoing.close(CLOSE_GOING_AWAY, reason, flush=link.outgoing.waiting_bytes <= FAREWELL_BYTES_MAX)
 
     def reset(self, reason: str) -> None:
         """End all links: the replica was discarded, and its successor begins new sessions."""
@@ -144,6 +157,18 @@ class PeerLinks:
 
     # Dialling ----------------------------------------------------------------------------------
 
+    async def _keep_diallers(self) -> None:
+        while True:
+            wanted = self._hearer.peers()
+            for peer in [peer for peer in self._diallers if peer not in wanted]:
+                self._diallers.pop(
+                    peer
+                ).cancel()  # it has no part in the cluster any more; nor has the link that it carries
+            for peer in wanted:
+                if peer not in self._diallers:
+                    self._diallers[peer] = asyncio.create_task(self._keep_dialling(peer), name=f"dial {peer}")
+            await asyncio.sleep(LOOK_AGAIN_S)
+
     async def _keep_dialling(self, peer: RegionId) -> None:
         delay = REDIAL_S_MIN
         if peer < self._me:
@@ -154,15 +179,19 @@ class PeerLinks:
                 # Jittered, so that both sides of a lost link do not dial in the same moment for ever.
                 await asyncio.sleep(LOOK_AGAIN_S * (1 + random.random()) * (2 if peer < self._me else 1))  # noqa: S311
                 continue
-            if await self._dial(peer):
-                delay = REDIAL_S_MIN
+            begun = time.monotonic()
+            if await self._dial(peer) and time.monotonic() - begun > REDIAL_S_MAX:
+                delay = REDIAL_S_MIN  # a link that ended at once was refused: it is tried again ever more seldom
             await asyncio.sleep(delay * (0.5 + random.random() / 2))  # noqa: S311 - jitter, no secret
             delay = min(delay * REDIAL_FACTOR, REDIAL_S_MAX)
 
     async def _dial(self, peer: RegionId) -> bool:
         """One try, and the life of the link if there is one. Whether there was."""
         query = urlencode({"cluster": self._config.cluster, "region": self._me})
-        url = f"{self._config.members[peer]}{PATH}?{query}"
+        address = self._hearer.peers().get(peer, "")
+        if not address:
+            return False
+        url = f"{address}{PATH}?{query}"
         try:
             connection = await connect(
                 url,
@@ -197,7 +226,7 @@ class PeerLinks:
             status, reason = HTTPStatus.NOT_FOUND, f"peers dial {PATH}"
         elif cluster != self._config.cluster:
             reason = f"this is cluster {self._config.cluster!r}, not {cluster[:64]!r}"
-        elif peer not in self._peers:
+        elif not self._hearer.knows(RegionId(peer)):
             reason = f"region {peer[:32]!r} is not another member here"
         elif self._closing or not self._hearer.allows(RegionId(peer)):
             status, reason = HTTPStatus.SERVICE_UNAVAILABLE, "links to this region are refused for now"

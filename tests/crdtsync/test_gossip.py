@@ -8,6 +8,7 @@ import cbor2
 import pytest
 
 from crdtsync.clock import Now, make_stamp
+from crdtsync.coordination.membership import Membership
 from crdtsync.effects import Disconnect, Effect, Notify, ReadCommits, ReadRows, Send, TaskRow
 from crdtsync.events import Expired
 from crdtsync.gossip.arrived import (
@@ -58,7 +59,7 @@ class Fake:
 
     def hello(self, **changes) -> list:
         members = tuple(RegionId(name) for name in self.node.network.names)
-        identity = Identity("test", self.region, self.writer, members, (DOMAIN,), features.OURS)
+        identity = Identity("test", self.region, self.writer, Membership.founding(members), (DOMAIN,), features.OURS)
         return self.say(identity.hello(1 << 20)._replace(**changes))
 
     def open(self) -> list:
@@ -117,7 +118,7 @@ def test_a_link_opens_with_a_hello_each_and_heads():
     fake = Fake(lone())
     fake.connect()
     (hello,) = fake.drain()
-    assert hello == m.Hello(1, "test", EU, fake.node.writer, features.OURS, 0, (DOMAIN,), SETTINGS.credit_bytes)
+    assert hello == m.Hello(1, "test", EU, fake.node.writer, features.OURS, 1, (DOMAIN,), SETTINGS.credit_bytes)
     assert fake.hello() == [PeerOpened(US, fake.writer, features.OURS)]
     kinds = [type(message) for message in fake.drain()]
     assert kinds == [m.OwnHeadsQuestion, m.HeadsHeard, m.Ping]
@@ -905,7 +906,9 @@ def test_link_records_hold_plain_values():
 def test_features_count_once_every_member_has_been_met():
     node = lone()
     assert node.gossip.common_features() == 0
-    node.gossip._wire.identity = Identity("test", EU, node.writer, (AP, EU, US), (DOMAIN,), features=0b111)
+    node.gossip._wire.identity = Identity(
+        "test", EU, node.writer, Membership.founding((AP, EU, US)), (DOMAIN,), features=0b111
+    )
     us, ap = Fake(node), Fake(node, "ap")
     us.connect()
     us.hello(features=0b011)

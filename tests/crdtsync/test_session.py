@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crdtsync.coordination.membership import Membership
 from crdtsync.errors import RemoteProtocolError
 from crdtsync.identifiers import DEFAULT_DOMAIN, RegionId, writer_id
 from crdtsync.protocol.peer_messages import PEER_PROTOCOL_VERSION, Bye, Credit, Hello, HelloRefused
@@ -25,8 +26,8 @@ EU_1, EU_2, US_1, US_2, AP_1 = (
     writer_id(region, "n", number, bytes(8))
     for region, number in (("eu", 1), ("eu", 2), ("us", 1), ("us", 2), ("ap", 1))
 )
-OURS = Identity("prod", EU, EU_1, (AP, EU, US), (DEFAULT_DOMAIN,))
-THEIRS = Identity("prod", US, US_1, (AP, EU, US), (DEFAULT_DOMAIN,))
+OURS = Identity("prod", EU, EU_1, Membership.founding((AP, EU, US)), (DEFAULT_DOMAIN,))
+THEIRS = Identity("prod", US, US_1, Membership.founding((AP, EU, US)), (DEFAULT_DOMAIN,))
 
 
 @pytest.mark.parametrize("state, event", list(itertools.product(SessionState, SessionEvent)))

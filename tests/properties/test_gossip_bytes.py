@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from crdtsync.coordination.membership import Membership
 from crdtsync.effects import Disconnect, Notify
 from crdtsync.gossip.arrived import CommitsArrived, SnapshotRows
 from crdtsync.gossip.settings import GossipSettings
@@ -57,7 +58,9 @@ class HostilePeer(RuleBasedStateMachine):
         self.eu.gossip.connected(US, self.network.now)
         self.number, self.closed = 0, False
         if honest:
-            identity = Identity("test", US, writer_id("us", "f", 1, bytes(8)), (AP, EU, US), (DOMAIN,))
+            identity = Identity(
+                "test", US, writer_id("us", "f", 1, bytes(8)), Membership.founding((AP, EU, US)), (DOMAIN,)
+            )
             self.say(identity.hello(1_000))
 
     @rule(message=messages)
@@ -124,7 +127,7 @@ def test_who_breaks_the_protocol_is_disconnected_once_with_a_reason(said):
     network = Network(["ap", "eu", "us"], [])
     gossip = network.nodes["eu"].gossip
     gossip.connected(US, network.now)
-    identity = Identity("test", US, writer_id("us", "f", 1, bytes(8)), (AP, EU, US), (DOMAIN,))
+    identity = Identity("test", US, writer_id("us", "f", 1, bytes(8)), Membership.founding((AP, EU, US)), (DOMAIN,))
     for number, message in enumerate([identity.hello(1_000), *said], 1):
         gossip.receive(US, m.encode_frame(number, message), network.now)
     effects = gossip.take_effects()
@@ -146,7 +149,7 @@ def test_lies_about_heads_are_harmless_to_the_log(last, message):
     claimed = Heads({writer_id("us", "n", number, bytes(8)): count for number, count in last.items()})
     whole = m.VectorDelta(full=True, entries=tuple(claimed.items()))
     node.gossip.connected(US, network.now)
-    identity = Identity("test", US, writer_id("us", "f", 1, bytes(8)), (AP, EU, US), (DOMAIN,))
+    identity = Identity("test", US, writer_id("us", "f", 1, bytes(8)), Membership.founding((AP, EU, US)), (DOMAIN,))
     heads = m.HeadsHeard(DOMAIN, 0, 0, 0, (), whole, whole, whole, bytes(16))
     for number, said in enumerate([identity.hello(1_000), heads, message], 1):
         node.gossip.receive(US, m.encode_frame(number, said), network.now)

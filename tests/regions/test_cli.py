@@ -152,8 +152,21 @@ def test_listings_are_one_array_or_a_table(ask, node):
     assert json.loads(out) == [RECORD]
     assert node.desk.commands[0] == commands.ListTasks(state="waiting", label=("a", "b"), limit=0)
     code, out, _ = ask("region", "list")
-    assert out.splitlines()[0].split() == ["REGION", "SELF", "STATUS", "BEHIND", "RTT", "MS", "OFFSET", "MS", "DIGEST"]
-    assert out.splitlines()[1].split()[:3] == ["eu", "yes", "self"]
+    assert out.splitlines()[0].split() == [
+        "REGION",
+        "SELF",
+        "STATE",
+        "STATUS",
+        "BEHIND",
+        "RTT",
+        "MS",
+        "OFFSET",
+        "MS",
+        "DIGEST",
+        "WAITS",
+        "FOR",
+    ]
+    assert out.splitlines()[1].split()[:4] == ["eu", "yes", "-", "self"]
 
 
 @pytest.mark.parametrize("on_terminal", [True, False])
@@ -181,6 +194,23 @@ def test_cut_names_regions(ask, node):
     assert ask("region", "cut", "us", "ap")[0] == 0
     assert node.desk.commands == [commands.CutLinks(regions=("us", "ap"))]
     assert ask("region", "cut", "US")[0] == 2
+
+
+def test_regions_are_added_and_forgotten_by_name(ask, node):
+    answer = {"region": "sa", "state": "joining", "version": 2, "epoch": 0, "waits_for": "everybody"}
+    node.desk.answers[commands.AddRegion] = answer
+    node.desk.answers[commands.ForgetRegion] = answer | {"state": "leaving"}
+    code, out, _ = ask("region", "add", "sa", "--url", "ws://127.0.0.1:7504", "-o", "json")
+    assert (code, json.loads(out)["state"]) == (0, "joining")
+    assert ask("region", "forget", "us", "ap", "--force")[0] == 0
+    assert ask("region", "forget", "us", "--stopped")[0] == 0
+    assert node.desk.commands == [
+        commands.AddRegion("sa", "ws://127.0.0.1:7504"),
+        commands.ForgetRegion(("us", "ap"), stopped=False, force=True),
+        commands.ForgetRegion(("us",), stopped=True),
+    ]
+    assert ask("region", "forget")[0] == 2
+    assert ask("region", "add", "SA")[0] == 2
 
 
 def test_an_id_that_is_none_is_a_usage_error(ask):

@@ -16,10 +16,17 @@ from tests.regions.polling import until
 
 
 class Hearer:
-    def __init__(self):
+    def __init__(self, urls):
+        self.urls = urls
         self.refused = set()
         self.log = []
         self.frames = []
+
+    def peers(self):
+        return self.urls
+
+    def knows(self, peer):
+        return peer in self.urls
 
     def allows(self, peer):
         return peer not in self.refused
@@ -59,7 +66,7 @@ async def linked(tmp_path, *regions, cluster="crdtsync"):
         config = Config(
             region=region, cluster=cluster, data_dir=tmp_path, members=members, peer={"port": ports[region]}
         )
-        hearer = Hearer()
+        hearer = Hearer({other: url for other, url in members.items() if other != region})
         sides[region] = (PeerLinks(config, hearer), hearer)
     for links, _ in sides.values():
         await links.listen()
@@ -83,6 +90,23 @@ def test_both_sides_dial_and_one_link_stays(tmp_path):
             await until(lambda: us_hears.frames and eu_hears.frames)
             assert (us_hears.frames, eu_hears.frames) == ([("eu", b"1")], [("us", b"2")])
             assert len(eu_hears.log) == len(us_hears.log) == 1
+
+    run(scenario)
+
+
+@pytest.mark.slow
+def test_who_is_added_later_is_dialled_and_who_has_left_is_not(tmp_path):
+    async def scenario():
+        async with linked(tmp_path, "eu", "us") as (sides, members):
+            (eu, eu_hears), (us, _) = sides["eu"], sides["us"]
+            eu_hears.urls = {}
+            eu.dial()
+            await asyncio.sleep(0.3)
+            assert not us.linked
+            eu_hears.urls = {"us": members["us"]}
+            await until(lambda: eu.linked and us.linked)
+            eu_hears.urls = {}
+            await until(lambda: not eu.linked and not us.linked)
 
     run(scenario)
 
