@@ -56,6 +56,7 @@ class FaultKind:
     text: str
     params: dict[str, Param]
     instant: bool = False
+    drawn: bool = True  # by swarms; what an operator must not do at random is only planned by hand
     restarts: bool = False  # the node goes down at the start (or at its trigger) and comes back at the end
 
 
@@ -64,10 +65,17 @@ _HOW: Final = Param("black_hole", choices=("black_hole", "reset"))
 
 
 def _kind(
-    name: str, aim: Aim, text: str, *, instant: bool = False, restarts: bool = False, **params: Param
+    name: str,
+    aim: Aim,
+    text: str,
+    *,
+    instant: bool = False,
+    restarts: bool = False,
+    drawn: bool = True,
+    **params: Param,
 ) -> FaultKind:
     family = Family(_FAMILIES.get(name) or name.partition("_")[0])
-    return FaultKind(name, family, aim, text, params, instant, restarts)
+    return FaultKind(name, family, aim, text, params, instant, drawn, restarts)
 
 
 _FAMILIES: Final = {
@@ -87,6 +95,7 @@ _FAMILIES: Final = {
     "poison": Family.WORKLOAD,
     "drain": Family.WORKLOAD,
     "redrive": Family.WORKLOAD,
+    "forget": Family.WORKLOAD,
 }
 
 _KINDS: Final = (
@@ -224,6 +233,13 @@ _KINDS: Final = (
     _kind("failing", Aim.REGIONS, "A share of the attempts raises.", rate=Param(0.3, 0.0, 1.0)),
     _kind("poison", Aim.REGIONS, "A share of the attempts kills its worker.", rate=Param(0.02, 0.0, 1.0)),
     _kind("drain", Aim.REGIONS, "An operator drains the region: what waits is offered to others; ended at the end."),
+    _kind(
+        "forget",
+        Aim.REGIONS,
+        "An operator asks another region to forget this one, for good. Refused while the two are linked.",
+        instant=True,
+        drawn=False,
+    ),
     _kind("redrive", Aim.REGIONS, "An operator requeues all dead tasks that the region knows.", instant=True),
 )
 

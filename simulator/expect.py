@@ -48,6 +48,7 @@ QUANTITIES: Final[dict[str, tuple[str, frozenset[str]]]] = {
     "cancelled": ("tasks that a cancel ended", frozenset({"of"})),
     "expired": ("tasks whose deadline ended them", frozenset({"of"})),
     "open": ("tasks that had not ended", frozenset({"of"})),
+    "unsettled": ("tasks that some region that is up did not call settled", frozenset({"of"})),
     "conflicts": ("conflicts that were found and resolved", frozenset()),
     "compensations": ("tasks made to undo what a lost attempt did", frozenset()),
     "double_runs": ("tasks of which two handlers returned", frozenset()),
@@ -284,6 +285,8 @@ class Expectations:
                 return term.number
             case "submitted" | "succeeded" | "dead" | "cancelled" | "expired" | "open":
                 return _tasks_of(world, term.of)[quantity] if term.of else result.tasks[quantity]
+            case "unsettled":
+                return len(_unsettled(world, term.of))
             case "conflicts" | "compensations" | "double_runs":
                 return float(getattr(result, quantity))
             case "accepted" | "refused" | "unknown":
@@ -338,6 +341,15 @@ def _tasks_of(world: World, name: str) -> Mapping[str, int]:
             states[str(view.state) if view.state in ENDED else "open"] += 1
             states["submitted"] += 1
     return states
+
+
+def _unsettled(world: World, name: str) -> set[bytes]:
+    return {
+        task
+        for node in world.healed_nodes()
+        for task, (view, settled) in node.tasks().items()
+        if view.submitted is not None and name in ("", view.submitted.name) and not settled
+    }
 
 
 def _peak(moments: list[int]) -> int:

@@ -121,7 +121,8 @@ def _stream(seed: int, purpose: str) -> random.Random:
 
 def _kinds(seed: int) -> list[str]:
     """The kinds of fault that this seed has."""
-    ranked = sorted(CATALOGUE, key=lambda kind: blake2b(f"{seed}/{kind}".encode(), digest_size=8).digest())
+    drawn = (name for name, kind in CATALOGUE.items() if kind.drawn)
+    ranked = sorted(drawn, key=lambda kind: blake2b(f"{seed}/{kind}".encode(), digest_size=8).digest())
     return sorted(ranked[: _stream(seed, "kinds").randint(1, KINDS_MAX)])
 
 

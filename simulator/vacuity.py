@@ -125,6 +125,7 @@ def missing(table: Mapping[str, Mapping[str, int]], invariants: Iterable[str]) -
     return [
         (kind, name)
         for kind in CATALOGUE
+        if CATALOGUE[kind].drawn
         for name in names
         if not table.get(kind, {}).get(name) and reason(kind, name) is None
     ]

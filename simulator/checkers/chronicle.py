@@ -41,6 +41,30 @@ class Written(NamedTuple):
 
 
 @dataclass(slots=True)
+class MemberFacts:
+    """Who was forgotten, by the records that were written, reckoned apart from the core's own fold."""
+
+    forgotten: dict[int, set[str]] = field(default_factory=dict)  # version -> regions
+    answers: dict[int, set[str]] = field(default_factory=dict)  # version -> who has said what it has of them
+
+    def note(self, event: ev.MembersChanged | ev.FinalHeads, region: str) -> None:
+        if isinstance(event, ev.FinalHeads):
+            self.answers.setdefault(event.version, set()).add(region)
+        elif event.change == "forget":
+            self.forgotten.setdefault(event.version, set()).update(event.regions)
+
+    def gone(self, names: Iterable[str]) -> set[str]:
+        """Those that have left: of some version every region that was not forgotten by then has answered."""
+        leaving: set[str] = set()
+        left: set[str] = set()
+        for version in sorted({*self.forgotten, *self.answers}):
+            leaving |= self.forgotten.get(version, set())
+            if leaving and set(names) - leaving <= self.answers.get(version, set()):
+                left |= leaving
+        return left
+
+
+@dataclass(slots=True)
 class NodeLife:
     """What is on one node's disk, by the trace."""
 
@@ -85,6 +109,7 @@ class Chronicle:
         self.tasks: dict[bytes, list[Fact]] = {}
         self.attempts: dict[EventId, Fact] = {}  # claims by their id
         self.nodes: dict[str, NodeLife] = {}
+        self._members = MemberFacts()
         self.lost: dict[tuple[str, int], None] = {}  # were durable once, and a disk lost them
         self.moved_us = 0  # when a commit was last written, anywhere
         self.copied_us: dict[str, int] = {}  # region -> when a second process of it was first started
@@ -165,6 +190,8 @@ class Chronicle:
         self.moved_us = record.at_us
         region = region_of_node(record.node)
         for place, event in enumerate(commit.events):
+            if isinstance(event, ev.MembersChanged | ev.FinalHeads):
+                self._members.note(event, region_of(commit.writer))
             if type(event) not in ev.TASK_EVENTS:
                 continue
             id = EventId(commit.stamp, commit.writer, commit.number, place)
@@ -291,12 +318,18 @@ class Chronicle:
         had = {
             region_of_node(name) for name, life in self.nodes.items() if life.acked.get(id.writer, 0) >= id.number
         }  # a clone acknowledges in the name of its region
-        return [name for name in self.world.scenario.names if name not in had]
+        return [name for name in self.members_left if name not in had]
+
+    @property
+    def members_left(self) -> list[str]:
+        """Who counts for stability: all but those on whose end every remaining member has said its word."""
+        gone = self._members.gone(self.world.scenario.names)
+        return [name for name in self.world.scenario.names if name not in gone]
 
     def dropped_too_early(self, writer: str, number: int) -> list[str]:
         """The members on none of whose disks this commit ever was."""
         had = {region_of_node(name) for name in self.nodes if self.held_ever(name, writer, number)}
-        return [name for name in self.world.scenario.names if name not in had]
+        return [name for name in self.members_left if name not in had]
 
     def survives(self, id: EventId) -> bool:
         """Whether some main node's disk still has it."""

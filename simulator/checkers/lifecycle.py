@@ -47,7 +47,7 @@ class Lifecycle(Family):
         if self.chronicle.commits[id.writer, id.number].ahead and type(event) is not ev.Claimed:
             return  # it knew more than its heads tell; but nothing is started before these have caught up
         before = self.chronicle.verdict_before(event.task, id)
-        region = region_of(id.writer)
+        region = self._meant(before, event, region_of(id.writer))
         invariant = "TASK-3" if type(event) is ev.Claimed else "TASK-1"
         self.judged(invariant, record.node, record)
         why = "it knows no submission of it" if before is None else STEPS[type(event)](before, region, event)
@@ -60,6 +60,14 @@ class Lifecycle(Family):
                 events=(*seqs(self.chronicle.past(event.task, id)), record.seq),
                 about=(event.task, what),
             )
+
+    def _meant(self, before: Verdict | None, event: Any, region: str) -> str:
+        """In whose place it was written: of a region that has left for good, another one says that an attempt is lost."""
+        if isinstance(event, ev.Ended) and event.outcome == "lost" and before is not None:
+            one = before.attempt(EventId(*event.attempt))
+            if one is not None and one.region not in self.chronicle.members_left:
+                return one.region
+        return region
 
     # Settled ---------------------------------------------------------------------------------------
 

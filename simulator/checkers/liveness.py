@@ -86,7 +86,7 @@ class Liveness(Family):
     def at_end(self, world: World) -> None:
         healed = world.healed_nodes()
         names = {node.name for node in healed if node.replica is not None}
-        whole = len(names) == len(world.scenario.names)
+        whole = names >= set(self.chronicle.members_left)
         now_us = world.kernel.now_us
         off = {
             node.region

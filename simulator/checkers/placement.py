@@ -45,6 +45,8 @@ class Placement(Family):
                     self._claimed(record, id, event)
                 case ev.TermOpened():
                     self._opened(record, id, event)
+                case ev.Inherited():
+                    self._inherited(record, id, event)
                 case ev.Submitted():
                     self._submitted(record, event)
                 case _:
@@ -110,6 +112,21 @@ class Placement(Family):
             self._tell("OWN-2", record, id, event, f"took over {named(event.task)}, which was {before.state}")
         self._silence(record, id, event, before, region)
 
+    def _inherited(self, record: Record, id: EventId, event: ev.Inherited) -> None:
+        """Only what a region left that is gone for good, and only the next in order takes it."""
+        before = self.chronicle.verdict_before(event.task, id)
+        if before is None:
+            return
+        self.judged("OWN-2", record.node, record)
+        left = self.chronicle.members_left
+        region = region_of(id.writer)
+        if event.region in left or before.owner != event.region:
+            text = f"inherited {named(event.task)} of {event.region}, which has not left, or did not own it"
+            self._tell("OWN-2", record, id, event, text)
+        offered = {offer.region for _, offer in before.offers}
+        if region != order_of(event.task, tuple(left))[0] and region not in offered:
+            self._tell("OWN-2", record, id, event, f"inherited {named(event.task)} out of its order")
+
     def _accepted(
         self,
         record: Record,
@@ -172,6 +189,7 @@ class Placement(Family):
     def _submitted(self, record: Record, event: ev.Submitted) -> None:
         self.judged("LOC-1", record.node, record)
         members = self.world.scenario.names
+        left = tuple(self.chronicle.members_left)
         if event.owner not in members:
             self.fail(
                 "LOC-1",
@@ -182,7 +200,11 @@ class Placement(Family):
         elif event.key and event.options.partition == "wait" and event.undoes is None:
             # `here` and `spread` both mean the first of the rendezvous order for these; a region by name is no key's.
             first, here = order_of(event.task, members)[0], region_of_node(record.node)
-            if event.owner == here and here != first and not self._asked_for(event):
+            if (
+                event.owner == here
+                and here not in (first, order_of(event.task, left)[0])
+                and not self._asked_for(event)
+            ):
                 self.fail(
                     "LOC-1",
                     f"{record.node} keeps the keyed {named(event.task)} for itself; two sides of a cut could own it",

@@ -124,7 +124,7 @@ def reckon(facts: Iterable[Fact]) -> Verdict | None:
         return None
     submission, submitted = submissions[0]
     tries = _tries(by, submissions)
-    opened = by.get(ev.TermOpened, [])
+    opened = _openings(by)
     term = max((event.term for _, event in opened), default=0)
     opening = min((id for id, event in opened if event.term == term), default=None)
     owner = submitted.owner if opening is None else region_of(opening.writer)
@@ -227,12 +227,17 @@ def _cancel(
     return next((id for id, request in requests if not request.late), None), asked
 
 
+def _openings(by: dict[type[Any], list[Any]]) -> list[tuple[EventId, Any]]:
+    """Whatever opened a term, in stamp order: takeover, handover, or the end of a forgotten owner."""
+    return sorted([*by.get(ev.TermOpened, ()), *by.get(ev.Inherited, ())], key=lambda pair: pair[0])
+
+
 def _reigns(
     by: dict[type[Any], list[Any]], submission: EventId, submitted: ev.Submitted
 ) -> list[tuple[str, EventId, EventId | None]]:
     """Under `wait`: who owned from which event until its first offer."""
     openings = {0: (submitted.owner, submission)}
-    for id, opened in by.get(ev.TermOpened, ()):
+    for id, opened in _openings(by):
         openings.setdefault(opened.term, (region_of(id.writer), id))
     reigns = []
     for term, (region, begins) in openings.items():

@@ -52,7 +52,7 @@ def test_a_seed_draws_the_same_scenario_every_time_and_it_can_be_written_down():
 def test_the_swarm_goes_everywhere():
     scenarios = [draw(seed) for seed in range(400)]
     kinds = Counter(fault.kind for scenario in scenarios for fault in scenario.plan.faults)
-    assert kinds.keys() == CATALOGUE.keys()
+    assert kinds.keys() == {name for name, kind in CATALOGUE.items() if kind.drawn}
     assert {len(scenario.regions) for scenario in scenarios} == set(range(2, 8))
     assert any(scenario.plan.healed for scenario in scenarios)
 
