@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from crdtsync import clock as clocks
 from crdtsync import duties, lifecycle, outbox, region, requests, resolve, rows, tasks, undoing
+from crdtsync.coordination import lease, leases, sessions
 from crdtsync.events import CancelRequested, Ended, Requeued
 from crdtsync.gossip import anti_entropy
 from crdtsync.gossip.settings import GossipSettings
@@ -473,6 +474,83 @@ def two_attempts_at_once(patches: Patches) -> None:
     patches.replace(dispatch.Dispatcher, "end", again)
 
 
+# Leases --------------------------------------------------------------------------------------------
+
+
+def renew_in_a_minority(patches: Patches) -> None:
+    won = lease.Proposer._won
+
+    def content(self: Any, bid: Any, members: int) -> bool:
+        return bool(bid.yes) if bid.token else won(self, bid, members)
+
+    patches.replace(lease.Proposer, "_won", content)
+
+
+def grant_in_a_minority(patches: Patches) -> None:
+    patches.replace(lease.Proposer, "_won", lambda self, bid, members: bool(bid.yes))
+
+
+def lease_timer_starts_late(patches: Patches) -> None:
+    granted = lease.Proposer._granted
+
+    def late(self: Any, bid: Any, scope: str, now_ms: int) -> Any:
+        return granted(self, bid._replace(started_ms=now_ms + self.terms.margin_ms), scope, now_ms)
+
+    patches.replace(lease.Proposer, "_granted", late)
+
+
+def voters_are_not_silent_after_a_start(patches: Patches) -> None:
+    patches.replace(lease.Acceptor, "silent_until", lambda self, started_ms: started_ms)
+
+
+def votes_are_not_durable(patches: Patches) -> None:
+    patches.replace(leases.Leases, "_when_durable", lambda self, number, then: then())
+
+
+def voters_disturb_a_holder(patches: Patches) -> None:
+    prepare = lease.Acceptor._prepare
+    patches.replace(
+        lease.Acceptor, "_prepare", lambda self, vote, ballot: prepare(self, vote._replace(accepted=None), ballot)
+    )
+
+
+def leases_by_the_wall_clock(patches: Patches) -> None:
+    """The end of a lease is a time of day, on a clock that may be set."""
+    advance = leases.Leases.advance
+    last: dict[int, int] = {}
+
+    def advancing(self: Any) -> None:
+        now = self._here.now
+        off_ms = now.wall_ms - now.mono_ms
+        set_by_ms = off_ms - last.get(id(self), off_ms)
+        last[id(self)] = off_ms
+        for wanted in self._wanted.values() if set_by_ms else ():
+            if wanted.bid.token:
+                wanted.bid = wanted.bid._replace(until_ms=wanted.bid.until_ms - set_by_ms)
+        advance(self)
+
+    patches.replace(leases.Leases, "advance", advancing)
+
+
+def sessions_share_a_token(patches: Patches) -> None:
+    """The next program of a region holds what the one before held, under the same token."""
+    patches.replace(leases.Leases, "release", lambda self, scope: None)
+
+
+def clients_are_told_too_much(patches: Patches) -> None:
+    """A client is told its region's whole lease though it may fall silent before."""
+    told = sessions.Sessions._told
+
+    def generous(self: Any, name: str, session: Any) -> Any:
+        until_ms = session.until_ms
+        record = told(self, name, session)
+        held = self._leases.held(sessions.PREFIX + name)
+        session.until_ms = until_ms
+        return {**record, "valid_ms": held.until_mono_ms - self._here.now.mono_ms}
+
+    patches.replace(sessions.Sessions, "_told", generous)
+
+
 BUGS: Final = (
     Bug("acknowledge_before_fsync", "answers leave before the batch that they rest on is on disk", ("DUR-1",),
         plant=acknowledge_before_fsync),
@@ -503,6 +581,24 @@ BUGS: Final = (
         plant=stamps_go_back_at_a_restart),
     Bug("waits_by_the_wall_clock", "delays and backoff count by a clock that may step", ("TIME-1", "RETRY-2"), "skew",
         plant=waits_by_the_wall_clock),
+    Bug("renew_in_a_minority", "one vote is enough to renew a lease", ("EXCL-4", "LEAD-1"), "locks",
+        plant=renew_in_a_minority),
+    Bug("grant_in_a_minority", "one vote is enough for a lease", ("EXCL-4", "LEAD-1"), "locks",
+        plant=grant_in_a_minority),
+    Bug("lease_timer_starts_late", "a lease counts from when it was granted, not from before it was asked for",
+        ("EXCL-4", "LEAD-1"), "locks", plant=lease_timer_starts_late),
+    Bug("voters_are_not_silent_after_a_start", "a voter that has forgotten what it accepted votes at once",
+        ("EXCL-5", "LEAD-1"), "locks", plant=voters_are_not_silent_after_a_start),
+    Bug("votes_are_not_durable", "a voter answers before its ballot is on disk", ("EXCL-2",), "locks",
+        plant=votes_are_not_durable),
+    Bug("voters_disturb_a_holder", "a voter promises although somebody else's lease is not over",
+        ("EXCL-5", "LEAD-1"), "locks", plant=voters_disturb_a_holder),
+    Bug("leases_by_the_wall_clock", "a holder counts its lease on a clock that may be set", ("EXCL-4", "EXCL-6", "LEAD-1"),
+        "locks", plant=leases_by_the_wall_clock, seeds=10),
+    Bug("sessions_share_a_token", "the next program of a region gets the token of the one before", ("EXCL-1",),
+        "locks", plant=sessions_share_a_token),
+    Bug("clients_are_told_too_much", "a program believes longer in its lock than its region waits for it",
+        ("EXCL-6", "EXCL-1"), "locks", plant=clients_are_told_too_much),
     Bug("winner_by_end", "the first to end wins, not the first to claim", ("CONV-6", "CONF-1", "CONF-3"),
         "parted", plant=winner_by_end),
     Bug("winner_by_arrival", "the success that a replica heard of first wins there", ("CONV-1", "CONV-2"),

@@ -208,7 +208,39 @@ def keyed(seed: int) -> Scenario:
     )
 
 
-_ALL: Final = (storm, calm, crashes, loss, skew, forgetful, deadlines, torn, parted, worn, drained, keyed)
+def locks(seed: int) -> Scenario:
+    """Programs fight for a few names while regions are cut off, die, wait for their disks, and lose track of time."""
+    rng = _rng(seed, "locks")
+    alone, dies, other = rng.sample(REGIONS, 3)
+    moments = ("now", "persist", "send")
+    cuts_ms = (rng.randint(6_000, 9_000), rng.randint(18_000, 22_000))
+    kills = [
+        Fault(
+            "kill",
+            rng.randint(4_000, 30_000),
+            rng.randint(300, 1_500),
+            (region,),
+            {"when": rng.choice(moments), "nth": rng.randint(1, 4)},
+        )
+        for region in (alone, dies, other, dies, other)
+    ]
+    return _scenario(
+        "locks",
+        (
+            *kills,
+            Fault("isolate", cuts_ms[0], rng.randint(5_000, 8_000), (alone,), {"how": "black_hole"}),
+            Fault("isolate", cuts_ms[1], rng.randint(5_000, 6_000), (other,), {"how": "reset"}),
+            Fault("pause", rng.randint(15_000, 17_000), 3_000, (dies,)),
+            Fault("disk_slow", 24_000, 8_000, ("*",), {"fsync_ms": 300}),
+            Fault("clock_step", cuts_ms[0] + 300, 0, (alone,), {"by_ms": -4_000}),
+            Fault("clock_step", cuts_ms[1] + 300, 0, (other,), {"by_ms": rng.choice((-4_000, 3_600_000))}),
+        ),
+        (_load("locks", 2.5), _load("noop", 0.5)),
+        settings={"lease_ms": 2_500},
+    )
+
+
+_ALL: Final = (storm, calm, crashes, loss, skew, forgetful, deadlines, torn, parted, worn, drained, keyed, locks)
 
 #: Name -> the scenario of a seed.
 GROUNDS: Final[dict[str, Callable[[int], Scenario]]] = {ground.__name__: ground for ground in _ALL}

@@ -98,7 +98,7 @@ class Load:
 
     Attributes:
         model: A built-in model (see `workload.MODELS`: noop, flaky, doomed, charge, dag, keyed, long,
-            cancel_race), or
+            cancel_race, locks), or
             "task:NAME" to submit the task NAME of the scenario's own app.
         regions: Where they are submitted, at random; everywhere if empty.
         args, kwargs: Of "task:NAME". The text "{n}" in a value becomes the number of the arrival.

@@ -50,6 +50,7 @@ PLACES: Final[dict[str, tuple[float, float]]] = {
     "za": (-33.9, 18.4),
 }
 REGION_COUNTS: Final = (2, 3, 3, 4, 5, 5, 5, 6, 7)  # drawn from; most users have three or five
+LOCKS_SHARE: Final = 0.4  # of the seeds whose users hold locks too
 MODEL_WEIGHTS: Final = {
     "noop": 2,
     "flaky": 2,
@@ -93,6 +94,10 @@ def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
     ]
     faults += _besides(seed, names, loads, heal_ms)
     faults = [_bearable(fault, loads, regions) if fault.kind == "burst" else fault for fault in faults]
+    locks = _stream(seed, "locks")
+    settings["lease_ms"] = locks.choice((1_500, 3_000, 5_000))
+    if locks.random() < LOCKS_SHARE:  # they take no worker's slot
+        loads = (*loads, Load("locks", Arrivals("poisson", round(locks.uniform(0.2, 1.0), 2))))
     drawn: dict[str, Any] = {
         "regions": len(names),
         "distances": f"{links.rtt_ms:g} ms" if alike else "places",

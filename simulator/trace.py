@@ -77,7 +77,14 @@ SCHEMA: Final[dict[str, tuple[str, ...]]] = {
     # The world outside. `id` is the effect's key.
     "effect.done": ("task", "attempt", "name", "fence"),
     "effect.repeated": ("task", "attempt", "name", "fence"),  # again: a sink that knows keys does nothing
-    # What replicas tell their operators.
+    # Programs that hold locks. `id` is the program; `until_us` is the true time until which it believes that it holds it.
+    "lock.call": ("op", "name", "token"),
+    "lock.held": ("name", "token", "until_us"),
+    "lock.renewed": ("name", "token", "until_us"),
+    "lock.over": ("name", "token", "reason"),
+    "register.write": ("name", "token", "outcome", "looked"),  # outcome: ok | refused; looked: it believed so just now
+    # What replicas tell their operators. Of leases: lease.promised, lease.accepted and lease.released by voters,
+    # lease.granted, lease.renewed and lease.lost by holders.
     "notify": ("level", "facts"),  # `id` is the stable dotted name
     # Public state, recorded at the end of the run. `id` is the region, or the task.
     "heads": ("applied", "digest"),

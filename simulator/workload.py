@@ -203,6 +203,7 @@ class Submitter:
                     "dag": self._dag,
                     "keyed": self._keyed,
                     "cancel_race": self._cancel_race,
+                    "locks": self._locks,
                 }[load.model]
             except KeyError:
                 raise ConfigError(
@@ -274,6 +275,9 @@ class Submitter:
         differs = self._rng.random() < 0.1  # a different payload under the same key
         self._send(region, self._spec("keyed", key, n if differs else 0, key=key, id=None))
 
+    def _locks(self, region: str, n: int) -> None:  # noqa: ARG002 - programs count themselves
+        self._world.locks.arrive(region, self._rng)
+
     def _cancel_race(self, region: str, n: int) -> None:
         spec = self._spec("race_wins" if n % 2 else "race_loses", n)
         self._send(region, spec)
@@ -288,5 +292,5 @@ def _filled(value: Any, n: int) -> Any:
     return value.replace("{n}", str(n)) if isinstance(value, str) else value
 
 
-MODELS: Final = ("noop", "flaky", "doomed", "charge", "dag", "keyed", "long", "cancel_race")
+MODELS: Final = ("noop", "flaky", "doomed", "charge", "dag", "keyed", "long", "cancel_race", "locks")
 _SPEC_FIELDS: Final = frozenset(TaskSpec.__struct_fields__)

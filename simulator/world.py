@@ -33,6 +33,7 @@ from simulator.expect import Expectations
 from simulator.faults import ActiveFault
 from simulator.kernel import US, Kernel, make_kernel
 from simulator.latency import Latencies
+from simulator.locks import PROBE_AFTER_US, Locks
 from simulator.network import Network
 from simulator.node import Node, commit_details
 from simulator.plan import Fault
@@ -114,6 +115,7 @@ class World:
         self.mischief: dict[tuple[str, str], list[ActiveFault]] = {}  # (region, kind) -> workload faults under way
         self.complaints: Counter[tuple[str, str]] = Counter()
         self.sink = Sink(self)
+        self.locks = Locks(self)
         self.clients = Clients(self)
         self.network = Network(
             self.kernel,
@@ -256,6 +258,8 @@ class World:
         self._quiet_us = self.kernel.now_us
         for checker in self.checkers:
             checker.at_heal(self)
+        if any(load.model == "locks" for load in self.scenario.loads):
+            self.kernel.after(PROBE_AFTER_US, self.locks.probe)
 
     def healed_nodes(self) -> list[Node]:
         """The nodes of which liveness is demanded."""
@@ -309,6 +313,8 @@ class World:
 
     def _is_quiet(self) -> bool:
         """Whether no healed region has anything left to do, and no client waits."""
+        if self.locks.open:
+            return False
         if any(operation.outcome == "open" for operation in self.clients.history[-100:]):
             return False
         for node in self.healed_nodes():

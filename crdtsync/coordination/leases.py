@@ -486,6 +486,7 @@ class Leases:
             elif refusal is Refusal.HELD:
                 self._waiters.setdefault(ask.scope, {})[region] = now_ms
             if was.accepted is not None and vote.accepted is None:
+                self._note("lease.released", ask, region)
                 self._free(ask.scope)
         if ask.step == Step.RELEASE:
             return

@@ -18,6 +18,7 @@ from simulator.checkers.conflicts import Conflicts
 from simulator.checkers.convergence import Convergence
 from simulator.checkers.dependencies import Dependencies
 from simulator.checkers.durability import Durability
+from simulator.checkers.exclusivity import Exclusivity
 from simulator.checkers.idempotency import Idempotency
 from simulator.checkers.lifecycle import Lifecycle
 from simulator.checkers.liveness import Liveness
@@ -39,6 +40,7 @@ FAMILIES: Final[tuple[type[Family], ...]] = (
     Retries,
     Time,
     Boundedness,
+    Exclusivity,
     Liveness,
 )
 

@@ -26,6 +26,8 @@ QUICK = (
     "hash_input_not_canonical",
     "relay_back",
     "forget_dedup_after_restart",
+    "renew_in_a_minority",
+    "sessions_share_a_token",
 )
 BY_NAME = {bug.name: bug for bug in BUGS}
 
