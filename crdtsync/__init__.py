@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from crdtsync.errors import CrdtSyncError as CrdtSyncError
     from crdtsync.execution import AttemptStoppedError as AttemptStoppedError
     from crdtsync.execution import LostAttempt as LostAttempt
+    from crdtsync.limit import Limit as Limit
 
 _HOMES = {
     "App": "crdtsync.app",
     "AttemptStoppedError": "crdtsync.execution",
     "Context": "crdtsync.context",
     "CrdtSyncError": "crdtsync.errors",
+    "Limit": "crdtsync.limit",
     "LostAttempt": "crdtsync.execution",
     "PermanentError": "crdtsync.app",
     "Retry": "crdtsync.app",
@@ -33,6 +35,7 @@ __all__ = [
     "AttemptStoppedError",
     "Context",
     "CrdtSyncError",
+    "Limit",
     "LostAttempt",
     "PermanentError",
     "Retry",

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
-from crdtsync.commands import TaskDeclaration
+from crdtsync.commands import LimitDeclaration, TaskDeclaration
 from crdtsync.errors import ConfigError
+from crdtsync.limit import Limit
 
 PARTITION_POLICIES: Final = ("wait", "takeover", "quorum")
 LEASE_SCOPES: Final = ("queue", "task")
@@ -90,11 +91,24 @@ class App:
 
     Args:
         name: How workers of this app present themselves.
+        limits: How much of it may run at once, or start in a while. In force once a worker of the app has connected,
+            and until the app declares something else; an operator's setting (`crdtsync limit set`) goes first.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, limits: Iterable[Limit] = ()) -> None:
         _check_name("App", name)
         self.name = name
+        self.limits = tuple(limits)
+        for limit in self.limits:
+            if not isinstance(limit, Limit):
+                raise ConfigError(
+                    f"App(limits=...): {limit!r} is not a Limit, as in Limit(queue='billing', concurrency=10)"
+                )
+        targets = [limit.target for limit in self.limits]
+        if len(set(targets)) < len(targets):
+            raise ConfigError(
+                f"app {name!r} declares two limits on one target; give one Limit both a concurrency and a rate"
+            )
         self._tasks: dict[str, Task] = {}
 
     @property
@@ -241,6 +255,10 @@ class App:
     def declarations(self) -> tuple[TaskDeclaration, ...]:
         """What a worker tells its node."""
         return tuple(task.declaration for task in self._tasks.values())
+
+    def limit_declarations(self) -> tuple[LimitDeclaration, ...]:
+        """What it tells of limits."""
+        return tuple(limit.declaration for limit in self.limits)
 
 
 def task_name_of(task: str | Handler) -> str:

@@ -65,6 +65,16 @@ class TaskDeclaration(msgspec.Struct, frozen=True, omit_defaults=True, forbid_un
     scope: str = ""  # "" or "queue", or "task"
 
 
+class LimitDeclaration(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A limit as an app or an operator gives it: a concurrency, a rate, or both."""
+
+    target: str  # "queue:NAME" | "task:NAME" | "key:KEY"
+    concurrency: int | None = None  # running at once
+    rate: int | None = None  # starts per period
+    per_ms: int = 1_000
+    scope: str = "global"  # "global" | "region"
+
+
 # From clients ------------------------------------------------------------------------------------
 
 
@@ -205,6 +215,24 @@ class Drain(Command, frozen=True):
     off: bool = False
 
 
+class SetLimit(Command, frozen=True):
+    """Create a limit, or change it; what is None stays as it is. Reply: its records, as of `ListLimits`."""
+
+    limit: LimitDeclaration
+
+
+class RemoveLimit(Command, frozen=True):
+    """Take all limits of a target away. Reply: {"target", "removed": how many}. Refused (not found) if there is none."""
+
+    target: str
+
+
+class ListLimits(Command, frozen=True):
+    """Reply: a list of records, one per limit in force; of one target if that is named."""
+
+    target: str | None = None
+
+
 class ShowDocument(Command, frozen=True):
     """A shared document by name, or a task's document. Reply: {"name", "value": plain record}."""
 
@@ -305,6 +333,7 @@ class WorkerHello(Command, frozen=True):
     credits: int
     queues: tuple[str, ...] = ()  # empty: all
     running: tuple[AttemptRef, ...] = ()
+    limits: tuple[LimitDeclaration, ...] = ()  # that its app declares
 
 
 class Heartbeat(Command, frozen=True):
@@ -389,6 +418,9 @@ ClientCommand: TypeAlias = (
     | LeaseRenew
     | LeaseRelease
     | LeaseList
+    | SetLimit
+    | RemoveLimit
+    | ListLimits
     | ShowDocument
     | EditDocument
     | Status

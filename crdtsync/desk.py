@@ -13,6 +13,7 @@ from crdtsync.document_requests import DocumentRequests
 from crdtsync.effects import Reply
 from crdtsync.errors import CrdtSyncError, InvalidRequestError, NotAMemberError, NotImplementedYetError
 from crdtsync.identifiers import RegionId, is_region
+from crdtsync.limit_requests import LimitRequests
 from crdtsync.log.shapes import URL_CHARS_MAX
 from crdtsync.neighbours import Neighbours
 from crdtsync.region import RegionState
@@ -24,10 +25,24 @@ from crdtsync.worker_requests import WorkerRequests
 
 DAMAGED_SHOWN_MAX: Final = 100  # in the status
 #: Commands that cannot be carried out without a stamp: refused while this region's clock is off.
-WRITING: Final = frozenset({c.Submit, c.Cancel, c.Requeue, c.Edit, c.EditDocument, c.AddRegion, c.ForgetRegion})
+WRITING: Final = frozenset(
+    {c.Submit, c.Cancel, c.Requeue, c.Edit, c.EditDocument, c.AddRegion, c.ForgetRegion, c.SetLimit, c.RemoveLimit}
+)
 #: What a region that has not joined, or was forgotten, refuses. What its workers report is still kept: it happened.
 TAKING_PART: Final = frozenset(
-    (c.Submit, c.Cancel, c.Requeue, c.Edit, c.EditDocument, c.WorkerHello, c.Drain, c.AddRegion, c.ForgetRegion)
+    (
+        c.Submit,
+        c.Cancel,
+        c.Requeue,
+        c.Edit,
+        c.EditDocument,
+        c.WorkerHello,
+        c.Drain,
+        c.AddRegion,
+        c.ForgetRegion,
+        c.SetLimit,
+        c.RemoveLimit,
+    )
 )
 
 
@@ -39,6 +54,7 @@ class Desk:
         requests: Requests,
         worker_requests: WorkerRequests,
         documents: DocumentRequests,
+        limits: LimitRequests,
         neighbours: Neighbours,
         handover: Handover,
         workers: Workers,
@@ -50,6 +66,7 @@ class Desk:
         self._requests = requests
         self._worker_requests = worker_requests
         self._documents = documents
+        self._limits = limits
         self._neighbours = neighbours
         self._handover = handover
         self._workers = workers
@@ -216,6 +233,9 @@ class Desk:
         c.LeaseRenew: lambda self, command, ticket: self._sessions.renew(command, ticket),
         c.LeaseRelease: lambda self, command, ticket: self._sessions.release(command, ticket),
         c.LeaseList: _leases,
+        c.SetLimit: lambda self, command, ticket: self._limits.set(command, ticket),
+        c.RemoveLimit: lambda self, command, ticket: self._limits.remove(command, ticket),
+        c.ListLimits: lambda self, command, ticket: self._limits.show(command, ticket),
         c.ShowDocument: lambda self, command, ticket: self._documents.show(command, ticket),
         c.EditDocument: lambda self, command, ticket: self._documents.edit(command, ticket),
         c.WorkerHello: lambda self, command, ticket: self._worker_requests.hello(command, ticket),

@@ -19,6 +19,7 @@ from crdtsync.region import RegionState
 from crdtsync.reliability import next_attempt_at_ms
 from crdtsync.scheduling.dispatch import Dispatcher
 from crdtsync.scheduling.handover import OFFER_RETRY_MS, Handover
+from crdtsync.scheduling.limits import Limits
 from crdtsync.scheduling.ready import Lane, ReadyQueue, order_key
 from crdtsync.scheduling.workers import Workers
 from crdtsync.task_view import TaskState, TaskView
@@ -57,6 +58,7 @@ class Duties:
         dispatcher: Dispatcher,
         exclusive: Exclusive,
         handover: Handover,
+        limits: Limits,
         watchers: Watchers,
         require: Callable[[Iterable[TaskId], Callable[[], None]], None],
         ended: Callable[[Task], None],
@@ -71,6 +73,7 @@ class Duties:
         self._dispatcher = dispatcher
         self._exclusive = exclusive
         self._handover = handover
+        self._limits = limits
         self._watchers = watchers
         self._require = require
         self._ended = ended
@@ -95,6 +98,7 @@ class Duties:
         view = self._here.table.view(task)
         if view.submission is None:
             return
+        self._limits.note(task, view)
         if self._inheritance.settle(task, view):
             return  # reviewed again at once, as its facts have changed
         if view.open_attempts:
@@ -191,7 +195,7 @@ class Duties:
             self._exclusive.ready(submitted)
         else:
             self._leave_queue(task)
-            self._exclusive.wait(submitted, self._dispatcher.lane_of(view))
+            self._exclusive.wait(submitted, self._limits.lane_of(view))
 
     def _expires(self, task: Task, view: TaskView) -> bool:
         """Keep an eye on the deadline of a task of ours. True if it has passed, and that was written."""
@@ -233,7 +237,7 @@ class Duties:
     def _enqueue(self, task: Task, view: TaskView) -> None:
         assert view.submitted is not None
         assert view.submission is not None
-        lane = self._dispatcher.lane_of(view)
+        lane = self._limits.lane_of(view)
         self._ready.add(task.id, lane, order_key(view.submission, view.priority, view.submitted.deadline_ms))
 
     def _take_back(self, task: Task, view: TaskView) -> None:
@@ -251,7 +255,7 @@ class Duties:
             here.timers.at_mono(here.now.mono_ms + OFFER_RETRY_MS, ("ready", task.id))
 
     def _can_serve(self, view: TaskView) -> bool:
-        return not self._handover.draining and self._workers.serves(self._dispatcher.lane_of(view))
+        return not self._handover.draining and self._workers.serves(self._limits.lane_of(view))
 
     first_own_stamp = 0  # of this incarnation; older work waits until the disk is trusted
 

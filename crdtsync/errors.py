@@ -24,6 +24,7 @@
             NotImplementedYetError
             InvalidRequestError
             TaskFailedError
+        UnknownLimitError
         OverloadedError             a named limit is reached; retry later
         DrainingError
         PayloadTooLargeError
@@ -155,6 +156,11 @@ class IllegalTransitionError(TaskError):
 
     code = "conflict"
     exit_code = 4
+
+
+class UnknownLimitError(CrdtSyncError):
+    code = "unknown_limit"
+    exit_code = 3
 
 
 class UnknownAttemptError(TaskError):

@@ -20,6 +20,7 @@ from crdtsync.gossip.arrived import (
     AckArrived,
     Arrived,
     CommitsArrived,
+    DemandsHeard,
     LeaseHeard,
     OwnHeadsArrived,
     PeerClosed,
@@ -40,6 +41,7 @@ from crdtsync.log.commit import Commit
 from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Ack
 from crdtsync.protocol import codec, features
+from crdtsync.protocol.peer_messages import Demand, LimitDemands
 from crdtsync.protocol.session import Refusal
 from crdtsync.region import RegionState
 
@@ -57,6 +59,13 @@ class Keeper(Protocol):
     def adopt(self, state: bytes) -> None: ...
     def snapshot_state(self) -> bytes: ...
     def floor(self) -> Heads: ...
+
+
+class LimitsHost(Protocol):
+    """Who is told what peers say about global limits."""
+
+    def heard(self, peer: RegionId, demands: Iterable[Demand]) -> None: ...
+    def closed(self, peer: RegionId) -> None: ...
 
 
 class Neighbours:
@@ -83,6 +92,7 @@ class Neighbours:
         # A snapshot brought facts ahead of the heads, up to here. Kept on disk, as they are.
         self._until: Heads | None = None
         self._incoming: set[RegionId] = set()  # peers whose snapshot's rows are coming in, ahead of their heads
+        self.limits: LimitsHost  # set by the replica, before anything arrives
         self.twin: WriterId | None = None  # another living incarnation of this node: claim and acknowledge nothing
         settings = here.settings
         self.gossip = Gossip(
@@ -236,8 +246,11 @@ class Neighbours:
                 case PeerClosed(peer):
                     self._incoming.discard(peer)
                     self._catching.pop(peer, None)
+                    self.limits.closed(peer)
                 case LeaseHeard(peer, writer, message):
                     self.leases.heard(peer, writer, message)
+                case DemandsHeard(peer, _, demands):
+                    self.limits.heard(peer, demands)
                 case TwinMet(writer):
                     self._met_twin(writer)
                 case SynodHeard(peer, message):
@@ -382,12 +395,36 @@ class Neighbours:
         here = self._here
         return here.now.mono_ms >= here.started.mono_ms + here.settings.start_grace_ms
 
+    def may_use_rights(self) -> bool:
+        """Whether rights that are older than this incarnation may be used, minted, burned and passed on here.
+
+        Stricter than for tasks, which at worst run twice: what this disk has forgotten may have been given away. So no
+        grace will do; every member must have answered, unless an operator has vouched for the disk (`--trust-disk`).
+        """
+        if self.twin is not None or self.runs_ahead():
+            return False
+        if not self.unanswered:
+            return self._caught_up
+        return self._here.settings.rights_at_once and not self._restored and not self._known_more
+
     # Links ---------------------------------------------------------------------------------------
 
     def offsets(self, regions: Iterable[RegionId], now: Now) -> dict[RegionId, Offset | None]:
         """Their clocks against ours, linked or not; None where nothing is known."""
         time_ms = self._here.time_ms
         return {region: self.gossip.clock_of(region).best(time_ms, now.mono_ms) for region in regions}
+
+    def readers(self) -> list[tuple[RegionId, WriterId]]:
+        """The linked peers that know of limits, and which incarnation each is."""
+        found = [(peer, self.gossip.writer_at(peer)) for peer in self.gossip.readers(features.LIMITS)]
+        return [(peer, writer) for peer, writer in found if writer is not None]
+
+    def all_know_limits(self) -> bool:
+        """Whether every member reads the events of limits, as far as it was met since this start."""
+        return bool(self.gossip.common_features() & features.LIMITS)
+
+    def demand(self, peer: RegionId, demands: tuple[Demand, ...]) -> None:
+        self.gossip.tell(peer, LimitDemands(self._here.domain, demands))
 
     def last_heard(self, region: RegionId) -> int | None:
         return self.gossip.last_heard(region)

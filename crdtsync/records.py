@@ -14,6 +14,7 @@ from crdtsync.identifiers import RegionId, TaskId
 from crdtsync.region import RegionState
 from crdtsync.reliability import next_attempt_at_ms
 from crdtsync.scheduling.handover import Handover
+from crdtsync.scheduling.limits import Limits
 from crdtsync.scheduling.workers import Workers
 from crdtsync.task_view import TaskView
 from crdtsync.tasks import Task
@@ -28,12 +29,14 @@ class Records:
         dependencies: Dependencies,
         handover: Handover,
         exclusive: Exclusive,
+        limits: Limits,
     ) -> None:
         self._here = here
         self._workers = workers
         self._dependencies = dependencies
         self._handover = handover
         self._exclusive = exclusive
+        self._limits = limits
 
     def task(self, task: Task) -> dict[str, Any]:
         view = self._view(task)
@@ -165,7 +168,7 @@ class Records:
                 return f"the lease of {self._exclusive.scope(submitted)}: {self._exclusive.why_not(submitted)}"
         elif not lifecycle.may_claim(view, here.me):
             return "its open attempts"
-        return f"a free worker in {here.me}"
+        return self._limits.why(view) or f"a free worker in {here.me}"
 
     def _waiting_elsewhere(self, view: TaskView) -> str:
         here = self._here

@@ -10,13 +10,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from crdtsync.clock import HybridClock, Now
+from crdtsync.coordination.limits import LimitTable
 from crdtsync.coordination.membership import Membership, MemberState
 from crdtsync.coordination.roster import Roster
 from crdtsync.documents import DocumentShelf
 from crdtsync.effects import CommitRow, Effect, Notify, ReadCommits
 from crdtsync.errors import DamagedTaskError
 from crdtsync.events import (
+    LIMIT_EVENTS,
     TASK_EVENTS,
+    Claimed,
     Declared,
     DocumentUpdated,
     Event,
@@ -65,6 +68,8 @@ class RegionState:
         self.documents = DocumentShelf(writer)
         self.outbox = Outbox()
         self.timers = Timers()
+        self.limits = LimitTable()
+        self.recalled: list[tuple[EventId, Claimed]] = []  # starts of earlier incarnations, while a rate counts them
         self.declared: dict[str, dict[RegionId, tuple[EventId, Declared]]] = {}
         self.writers: dict[WriterId, WriterOpened] = {}  # own ancestors, and what each followed
         self.alarms: dict[str, dict[str, Any]] = {}
@@ -138,6 +143,12 @@ class RegionState:
         if kind in TASK_EVENTS:
             if event.task not in self.table.damaged:  # type: ignore[union-attr]
                 self.table.add(event_id, event)  # type: ignore[arg-type]
+                if kind is Claimed and self.limits.period_ms_max:
+                    self._recall(event_id, event)  # type: ignore[arg-type]
+        elif kind in LIMIT_EVENTS:
+            shares = self.limits.fold(event_id, event)  # type: ignore[arg-type]
+            if shares is not None:
+                self.table.digest.replace(*shares)
         elif isinstance(event, Declared):
             known = self.declared.setdefault(event.name, {})
             region = region_of(event_id.writer)
@@ -150,6 +161,13 @@ class RegionState:
                 self.roster_changed()
         elif isinstance(event, WriterOpened) and node_of(event_id.writer) == node_of(self.writer):
             self.writers[event_id.writer] = event
+
+    def _recall(self, event_id: EventId, event: Claimed) -> None:
+        """Note a start of this region that this incarnation did not make, if a rate may still count it."""
+        if region_of(event_id.writer) == self.me and event_id.writer != self.writer:
+            age_ms = self.time_ms - (event_id.stamp >> 16)
+            if age_ms < self.limits.period_ms_max:
+                self.recalled.append((event_id, event))
 
     # Members -----------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ from crdtsync.events import WriterOpened
 from crdtsync.identifiers import EventId, RegionId, TaskId, WriterId, incarnation_of, node_of
 from crdtsync.inheritance import Inheritance
 from crdtsync.intake import Intake
+from crdtsync.limit_requests import LimitRequests
 from crdtsync.loader import Loader
 from crdtsync.neighbours import Neighbours
 from crdtsync.records import Records
@@ -45,6 +46,8 @@ from crdtsync.requests import Requests
 from crdtsync.rows import Rows
 from crdtsync.scheduling.dispatch import Dispatcher
 from crdtsync.scheduling.handover import Handover
+from crdtsync.scheduling.limits import Limits
+from crdtsync.scheduling.limits import Link as LimitLink
 from crdtsync.scheduling.ready import ReadyQueue
 from crdtsync.scheduling.workers import Workers
 from crdtsync.settings import Settings
@@ -108,6 +111,18 @@ class Replica:
         self._neighbours = Neighbours(
             here, self._intake, restored=not settings.trust_disk, open_writer=self._open_writer
         )
+        self._limits = Limits(
+            here,
+            self._workers,
+            self._ready,
+            trusted=self._neighbours.may_use_rights,
+            may_touch_old=self._neighbours.may_touch_old,
+            all_know=self._neighbours.all_know_limits,
+            links=lambda: [LimitLink(*link) for link in self._neighbours.readers()],
+            tell=self._neighbours.demand,
+        )
+        self._neighbours.limits = self._limits
+        self._rows.limits = self._limits
         self._neighbours.restore(meta)
         self.leases = self._neighbours.leases
         self._handover = Handover(
@@ -131,8 +146,9 @@ class Replica:
             self._neighbours.catching_up_since_ms,
             self._exclusive,
             self._decisions,
+            self._limits,
         )
-        self._records = Records(here, self._workers, self._dependencies, self._handover, self._exclusive)
+        self._records = Records(here, self._workers, self._dependencies, self._handover, self._exclusive, self._limits)
         self._watchers = Watchers(here, self._records)
         self._inheritance = Inheritance(here, self._loader.require, may_touch_old=self._neighbours.may_touch_old)
         self._inheritance.restore(meta.get("swept"))
@@ -144,6 +160,7 @@ class Replica:
             dispatcher=self._dispatcher,
             exclusive=self._exclusive,
             handover=self._handover,
+            limits=self._limits,
             watchers=self._watchers,
             require=self._loader.require,
             ended=self._rows.ended,
@@ -152,8 +169,14 @@ class Replica:
             inheritance=self._inheritance,
         )
         self._requests = Requests(here, self._watchers, self._records, self._loader.require, flush=self._rows.write_all)
+        limit_requests = LimitRequests(here, self._limits, all_know=self._neighbours.all_know_limits)
         self._worker_requests = WorkerRequests(
-            here, self._workers, self._dispatcher, self._loader.require, lanes_changed=self._lanes_changed
+            here,
+            self._workers,
+            self._dispatcher,
+            self._loader.require,
+            lanes_changed=self._lanes_changed,
+            declare_limits=limit_requests.declare,
         )
         self._clock_watch = ClockWatch(
             here.me,
@@ -170,6 +193,7 @@ class Replica:
             requests=self._requests,
             worker_requests=self._worker_requests,
             documents=DocumentRequests(here, self._loader.require),
+            limits=limit_requests,
             neighbours=self._neighbours,
             handover=self._handover,
             workers=self._workers,
@@ -542,7 +566,11 @@ class Replica:
             if not self._neighbours.lost:
                 self._duties.review_touched()
             if self._neighbours.takes_part:
+                self._limits.act()
+                if self._here.table.has_touched:  # a limit came or went: tasks change their lanes before any starts
+                    self._duties.review_touched()
                 self._dispatcher.dispatch()
+                self._limits.tell_peers()
                 self._duties.review_touched()
                 self._more |= self._here.table.has_touched
             self._more |= self._dispatcher.could_go_on
@@ -635,6 +663,8 @@ class Replica:
                     here.timers.at_mono(mono_ms + ORPHAN_RETRY_MS, (what, which))
         elif what == "session":
             self._sessions.check(which)
+        elif what.startswith("limit."):
+            self._limits.due(which)
         elif what == "worker":
             self._worker_requests.check(which)
 

@@ -13,9 +13,9 @@ what it says is written over (docs/decisions/0006).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from crdtsync.errors import CorruptLogError
 from crdtsync.events import KIND_OF, Declared, Event, WriterOpened
@@ -58,7 +58,16 @@ class Floor(NamedTuple):
     stamp: int
 
 
+class LimitsKept(Protocol):
+    """What is kept of limits beside their facts."""
+
+    def export_used(self) -> list[tuple[bytes, int, int]]: ...
+    def restore_used(self, used: Iterable[tuple[bytes, int, int]]) -> None: ...
+
+
 class Rows:
+    limits: LimitsKept  # set by the replica, before anything is restored
+
     def __init__(self, here: RegionState, settlement: Settlement) -> None:
         self._here = here
         self._settlement = settlement
@@ -69,6 +78,7 @@ class Rows:
         self._pending: deque[TaskId] | None = None
         self._fold: Any = None  # what to record when `_pending` is written
         self._fold_heads = Heads()
+        self._fold_limits: bytes | None = None  # as of those heads; None while there are none
         self._fold_visited: dict[WriterId, int] = {}
         self._visited: dict[WriterId, int] = {}  # as the disk has it: a restart visits again what lies beyond
         self._leaving: dict[TaskId, None] = {}  # ended tasks, oldest first, to leave memory
@@ -96,6 +106,7 @@ class Rows:
             return
         self._pending = deque(here.table.dirty_ids())
         self._fold_heads, self._fold_visited = heads, visited
+        self._fold_limits = self._limits_state() if len(here.limits) else None
         self._fold = (
             FOLD_VERSION,
             here.log.export_state(),
@@ -104,6 +115,19 @@ class Rows:
             tuple((w, o.predecessor, o.number, o.features) for w, o in sorted(here.writers.items())),
             tuple(heard.ack.to_wire() for _, heard in sorted(here.stability.latest().items())),
         )
+
+    def _limits_state(self) -> bytes:
+        return codec.encode((self._here.limits.export(), tuple(self.limits.export_used())))
+
+    def _restore_limits(self, state: bytes) -> None:
+        plain: Any = codec.decode(state, bytes_max=FOLD_BYTES_MAX)
+        facts, used = plain
+        self._join_limits(facts)
+        self.limits.restore_used(used)
+
+    def _join_limits(self, facts: bytes) -> None:
+        for old, new in self._here.limits.join(facts, bytes_max=FOLD_BYTES_MAX):
+            self._here.table.digest.replace(old, new)
 
     @staticmethod
     def _declarations(plain: Any) -> list[tuple[EventId, Event]]:
@@ -133,6 +157,8 @@ class Rows:
             for row in self._here.documents.take_dirty(self._here.domain):
                 batch.documents[row.domain, row.task, row.name] = row
             batch.meta[f"fold/{self._here.domain}"] = codec.encode((*self._fold, self._log_shape()))
+            if self._fold_limits is not None:
+                batch.meta[f"limits/{self._here.domain}"] = self._fold_limits
             heads, visited = self._fold_heads, self._fold_visited
             batch.after.append(lambda: self._folded(heads, visited))
             self._pending = None
@@ -268,7 +294,10 @@ class Rows:
         """
         here = self._here
         documents = tuple((row.task, row.name, row.state) for row in here.documents.rows(here.domain))
-        return codec.encode((FOLD_VERSION, self._floor_state(), self._declared(), documents))
+        state: tuple[Any, ...] = (FOLD_VERSION, self._floor_state(), self._declared(), documents)
+        if len(here.limits):  # then every member knows of limits
+            state = (*state, here.limits.export())
+        return codec.encode(state)
 
     def adopt(self, state: bytes) -> None:
         """Go on from the floor of the peer whose rows were joined.
@@ -278,9 +307,11 @@ class Rows:
         """
         here = self._here
         plain: Any = codec.decode(state, bytes_max=FOLD_BYTES_MAX)
-        if type(plain) is not tuple or len(plain) != 4 or plain[0] != FOLD_VERSION:
+        if type(plain) is not tuple or len(plain) not in (4, 5) or plain[0] != FOLD_VERSION:
             raise CorruptLogError("a peer's snapshot has another form than this version's")
-        _, floor, declared, documents = plain
+        _, floor, declared, documents, *limits = plain
+        for facts in limits:
+            self._join_limits(facts)
         for event_id, event in self._declarations(declared):
             here.fold(event_id, event)
         for task, name, content in documents:
@@ -331,6 +362,8 @@ class Rows:
         self.folded = here.log.applied
         self._visited = dict(visited)
         self._settlement.restore(dict(visited))
+        if f"limits/{here.domain}" in meta:
+            self._restore_limits(meta[f"limits/{here.domain}"])
         for event_id, event in self._declarations(declared):
             here.fold(event_id, event)
         for writer, predecessor, number, features in writers:

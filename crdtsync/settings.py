@@ -56,6 +56,8 @@ class Settings:
     """True (`--join`): on an empty disk this is no founder. It waits to be added, and learns from `members` who they are."""
     trust_disk: bool = True
     """False (`--restored`): treat the disk as a copy until every member has answered."""
+    rights_at_once: bool = False
+    """True (`--trust-disk`): use rights of global limits from before this start though not every member has answered."""
 
     @property
     def others(self) -> tuple[RegionId, ...]:

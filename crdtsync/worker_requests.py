@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeAlias
 
 from crdtsync import commands as c
@@ -40,12 +40,14 @@ class WorkerRequests:
         require: Callable[..., None],
         *,
         lanes_changed: Callable[[], None],
+        declare_limits: Callable[[str, Iterable[c.LimitDeclaration]], None],
     ) -> None:
         self._here = here
         self._workers = workers
         self._dispatcher = dispatcher
         self._require = require
         self._lanes_changed = lanes_changed
+        self._declare_limits = declare_limits
         # While nothing may be stamped: what handlers report, in order, and whose declarations are to be written.
         self._held: dict[tuple[Any, ...], tuple[HandlerCommand, Any]] = {}
         self._greetings: dict[WorkerId, c.WorkerHello] = {}
@@ -104,6 +106,11 @@ class WorkerRequests:
             return
         if len(here.declared) + len(command.tasks) > DECLARATIONS_MAX:
             self._refuse(ticket, InvalidRequestError(f"a cluster declares at most {DECLARATIONS_MAX} tasks"))
+            return
+        try:
+            self._declare_limits(command.app, command.limits)
+        except CrdtSyncError as error:
+            self._refuse(ticket, error)
             return
         worker = self._workers.hello(command, here.now.mono_ms)
         if here.stamps:

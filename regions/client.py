@@ -30,6 +30,7 @@ from crdtsync.errors import (
     WaitTimeoutError,
     error_from_record,
 )
+from crdtsync.limit import Limit
 from regions.connection import LOST, Command, Dial, NodeConnection, Pending, Repeat, dial_websocket
 from regions.leases import TTL_S, Lease
 from regions.submission import DEFAULT_OPTIONS, Options, TaskRef, new_task_id, task_id_of, task_spec
@@ -57,6 +58,8 @@ _REPEATS: Final[dict[type[Any], Repeat]] = {
     c.LeaseRelease: Repeat.SAME,
     c.AddRegion: Repeat.NEVER,
     c.ForgetRegion: Repeat.NEVER,
+    c.SetLimit: Repeat.SAME,
+    c.RemoveLimit: Repeat.NEVER,
     c.Requeue: Repeat.NEVER,
     c.Edit: Repeat.NEVER,
     c.EditDocument: Repeat.NEVER,
@@ -417,6 +420,21 @@ class Client:
     async def clock(self) -> dict[str, Any]:
         """This node's clocks, what a majority of the regions says of them, offset and drift of each, what is held back."""
         record: dict[str, Any] = await self.request(c.ShowClock())
+        return record
+
+    async def limits(self, target: str | None = None) -> _Records:
+        """The limits in force, or those on one target: rights, what runs and what waits, by region."""
+        records: _Records = await self.request(c.ListLimits(target=target))
+        return records
+
+    async def limit_set(self, limit: Limit) -> _Records:
+        """Set a limit for all regions, in place of what apps declare. Its records as this node has them."""
+        records: _Records = await self.request(c.SetLimit(limit.declaration))
+        return records
+
+    async def limit_remove(self, target: str) -> dict[str, Any]:
+        """Take away the limits on a target, as `Limit.target` names it: "queue:billing"."""
+        record: dict[str, Any] = await self.request(c.RemoveLimit(target))
         return record
 
     async def node_status(self) -> dict[str, Any]:

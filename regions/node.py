@@ -54,15 +54,19 @@ class Node:
         config: Who it is and where it listens.
         store: Its disk; SQLite in `config.data_dir` by default.
         restored: The disk is a copy: nothing on it is trusted before the peers were asked.
+        vouched: The disk is certainly as it was left: rights of global limits on it may be used before every other
+            region has answered.
     """
 
-    def __init__(self, config: Config, store: Store | None = None, *, restored: bool = False) -> None:
+    def __init__(
+        self, config: Config, store: Store | None = None, *, restored: bool = False, vouched: bool = False
+    ) -> None:
         self.config = config
         self.url = ""
         self.peer_url = ""
         self._log = get_logger(region=config.region)
         store = SqliteStore(config.data_dir) if store is None else store
-        self._driver = Driver(settings_of(config, restored=restored), store, self)
+        self._driver = Driver(settings_of(config, restored=restored, vouched=vouched), store, self)
         self._peers = PeerLinks(config, self)
         self._guests = GuestServer(config, self)
         self._peer_urls: dict[RegionId, str] = {}
@@ -267,12 +271,12 @@ async def _bound(starting: Any, host: str, port: int) -> str:
     return url
 
 
-def run_node(config: Config, announce: Announce | None = None, *, restored: bool = False) -> int:
+def run_node(config: Config, announce: Announce | None = None, *, restored: bool = False, vouched: bool = False) -> int:
     """Run a node until SIGTERM or SIGINT; a second one does not wait. Returns the exit code."""
     configure_logs(config.log_level)
 
     async def run() -> bool:
-        node = Node(config, restored=restored)
+        node = Node(config, restored=restored, vouched=vouched)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, node.stop)

@@ -23,7 +23,7 @@ from regions.config import Config
 from regions.storage.store import Store
 
 
-def settings_of(config: Config, *, restored: bool = False) -> Settings:
+def settings_of(config: Config, *, restored: bool = False, vouched: bool = False) -> Settings:
     """What the core is told of a node's configuration."""
     return Settings(
         cluster=config.cluster,
@@ -41,6 +41,7 @@ def settings_of(config: Config, *, restored: bool = False) -> Settings:
         history_bytes_max=config.history_limit_bytes,
         joining=config.join,
         trust_disk=not restored,
+        rights_at_once=vouched,
     )
 
 

@@ -29,6 +29,7 @@ from crdtsync.scheduling.ready import order_key
 from crdtsync.task_view import view_hash
 from crdtsync.workflow import dependencies
 from simulator import node as driver
+from simulator.limit_bugs import LIMIT_BUGS
 from simulator.mutants import Bug, Patches
 
 if TYPE_CHECKING:
@@ -345,7 +346,7 @@ def giver_starts_what_it_offered(patches: Patches) -> None:
         "_take_back",
         lambda self, task, view: self._ready.add(
             task.id,
-            self._dispatcher.lane_of(view),
+            self._limits.lane_of(view),
             order_key(view.submission, view.priority, 0),
         ),
     )
@@ -654,5 +655,6 @@ BUGS: Final = (
     Bug("lost_attempts_stay_open", "nobody looks after attempts that ran before a restart", ("CONF-7", "LIVE-TASK"),
         plant=lost_attempts_stay_open),
     Bug("two_attempts_at_once", "an attempt that was given up ends again", ("TASK-1",), plant=two_attempts_at_once),
+    *LIMIT_BUGS,
 )  # fmt: skip
 assert len({bug.name for bug in BUGS}) == len(BUGS)

@@ -6,8 +6,10 @@ import random
 from collections.abc import Callable
 from typing import Any, Final
 
+from crdtsync.limit import Limit
 from simulator.plan import Fault, Plan
 from simulator.scenario import Arrivals, Load, Region, Scenario
+from simulator.workload import LIMITED
 
 REGIONS: Final = ("ap", "eu", "us")
 
@@ -240,7 +242,48 @@ def locks(seed: int) -> Scenario:
     )
 
 
-_ALL: Final = (storm, calm, crashes, loss, skew, forgetful, deadlines, torn, parted, worn, drained, keyed, locks)
+def capped(seed: int) -> Scenario:
+    """A limit over all regions and more work than it lets through, while they are cut, killed, and put back to old disks."""
+    rng = _rng(seed, "capped")
+    alone, old, dies = rng.sample(REGIONS, 3)
+    return _scenario(
+        "capped",
+        (
+            Fault("disk_old_copy", 7_000, rng.randint(4_000, 6_000), (old,)),
+            Fault("isolate", 12_000, rng.randint(5_000, 8_000), (alone,)),
+            Fault("kill", 15_000, 1_000, (dies,)),
+            Fault("isolate", 22_000, 5_000, (old,)),
+            Fault("worker_crash", 9_000, 1_000, (dies,)),
+        ),
+        (_load(LIMITED, 6.0),),
+        limits=(Limit(queue=LIMITED, concurrency=3),),
+    )
+
+
+def paced(seed: int) -> Scenario:
+    """A rate over all regions, and restarts between."""
+    rng = _rng(seed, "paced")
+    kills = tuple(Fault("kill", at, 500, (rng.choice(REGIONS),)) for at in (8_000, 13_000, 18_000, 23_000))
+    return _scenario("paced", kills, (_load(LIMITED, 2.5),), limits=(Limit(task=LIMITED, rate=6, per=2),))
+
+
+_ALL: Final = (
+    storm,
+    calm,
+    crashes,
+    loss,
+    skew,
+    forgetful,
+    deadlines,
+    torn,
+    parted,
+    worn,
+    drained,
+    keyed,
+    locks,
+    capped,
+    paced,
+)
 
 #: Name -> the scenario of a seed.
 GROUNDS: Final[dict[str, Callable[[int], Scenario]]] = {ground.__name__: ground for ground in _ALL}

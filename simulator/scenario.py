@@ -18,6 +18,7 @@ from typing import Any, Final
 from crdtsync.app import App
 from crdtsync.errors import ConfigError
 from crdtsync.identifiers import is_region
+from crdtsync.limit import Limit
 from crdtsync.settings import Settings
 from simulator.plan import Plan
 
@@ -125,6 +126,7 @@ class Scenario:
             do and has converged ends sooner.
         expectations: What must hold at the end beyond the invariants, as `expect` reads them.
         app: The user's own app; its handlers run in virtual time.
+        limits: What may run at once, or start in a while; declared by every worker beside what its app declares.
         drawn: What the seed drew for this scenario, for the report; empty where it was written by hand.
     """
 
@@ -140,6 +142,7 @@ class Scenario:
     duration_ms: int = DURATION_MS
     app: App | None = None
     drawn: Mapping[str, Any] = field(default_factory=dict)
+    limits: tuple[Limit, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields
+from datetime import timedelta
 from typing import Any
 
+from crdtsync.limit import Limit
 from simulator.plan import text_of_ms
 from simulator.scenario import Arrivals, Links, Load, Region, Scenario
 from simulator.scenario_toml import option_name
@@ -45,6 +47,8 @@ def to_toml(scenario: Scenario, *, app: str = "", comment: str = "") -> str:
         for key, value in scenario.settings.items()
     }
     lines += _section("settings", settings)
+    for limit in scenario.limits:
+        lines += ["", "[[limit]]", *_pairs(_limit_plain(limit))]
     for load in scenario.loads:
         lines += ["", "[[load]]", *_pairs(_load_plain(load))]
     for fault in scenario.plan.faults:
@@ -110,6 +114,13 @@ def _links_plain(links: Links) -> dict[str, Any]:
         else:
             plain[renamed.get(key, key)] = value
     return plain
+
+
+def _limit_plain(limit: Limit) -> dict[str, Any]:
+    told = {field.name: getattr(limit, field.name) for field in fields(limit)}
+    if isinstance(limit.per, timedelta):
+        told["per"] = limit.per.total_seconds()
+    return {key: value for key, value in told.items() if value is not None}
 
 
 def _load_plain(load: Load) -> dict[str, Any]:

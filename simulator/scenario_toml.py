@@ -17,6 +17,7 @@ from typing import Any, Final
 from crdtsync.app import App
 from crdtsync.commands import TaskSpec
 from crdtsync.errors import ConfigError
+from crdtsync.limit import Limit
 from simulator import expect
 from simulator.catalogue import CATALOGUE
 from simulator.plan import Fault, Plan, ms_of
@@ -131,6 +132,7 @@ def parse(
         duration_ms=top.duration("duration", DURATION_MS),
         app=app,
         drawn=top.table("drawn").rest(),
+        limits=tuple(_limit(limit) for limit in top.tables("limit")),
     )
     top.done()
     try:
@@ -209,6 +211,13 @@ def _load(table: Table, folder: Path, own_app: bool) -> Load:
     )
     table.done()
     return load
+
+
+def _limit(table: Table) -> Limit:
+    try:
+        return Limit(**table.rest())
+    except TypeError:
+        raise ConfigError(f"{table.where()}: a limit has queue, task or key, concurrency, rate, per, scope") from None
 
 
 def _arrivals(table: Table, folder: Path) -> Arrivals:

@@ -18,9 +18,11 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Final
 
+from crdtsync.limit import Limit
 from simulator.catalogue import CATALOGUE, Aim, FaultKind, Param
 from simulator.plan import Fault, ParamValue, Plan
 from simulator.scenario import Arrivals, Links, Load, Region, Scenario
+from simulator.workload import LIMITED
 
 DURATION_MS: Final = 120_000
 FAULTY_SHARE: Final = 0.55  # of the time: the rest is for healing, convergence and quiet
@@ -31,6 +33,7 @@ DRAINED_SHARE: Final = 0.6  # of the seeds: an operator drains a region or some
 CUT_SHARE: Final = 0.3  # of the seeds: a region is cut off, for long enough to be taken over from
 CUT_MS: Final = (5_000, 20_000)
 REDRIVEN_SHARE: Final = 0.6  # of the seeds that have tasks which die: an operator requeues them
+LIMITED_SHARE: Final = 0.25
 RATE_PER_S_MAX: Final = 3.0  # of all loads together
 UTILISATION_MAX: Final = 0.5  # of the weakest region's workers, bursts apart
 BURST_TASKS_MAX: Final = 300  # that one burst adds
@@ -98,6 +101,8 @@ def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
     settings["lease_ms"] = locks.choice((1_500, 3_000, 5_000))
     if locks.random() < LOCKS_SHARE:  # they take no worker's slot
         loads = (*loads, Load("locks", Arrivals("poisson", round(locks.uniform(0.2, 1.0), 2))))
+    limits, limited = _limits(seed)
+    loads = (*loads, *limited)
     drawn: dict[str, Any] = {
         "regions": len(names),
         "distances": f"{links.rtt_ms:g} ms" if alike else "places",
@@ -105,6 +110,11 @@ def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
         "faults": len(faults),
         "loads": ", ".join(f"{load.model} {load.arrivals.per_s:g}/s {load.arrivals.shape}" for load in loads),
         "healed": ", ".join(healed) or "all",
+        **(
+            {"limits": ", ".join(f"{limit.target} {limit.concurrency or limit.rate}" for limit in limits)}
+            if limits
+            else {}
+        ),
         **settings,
     }
     return Scenario(
@@ -117,6 +127,7 @@ def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
         disk_ms=rng.choice(((1.0, 1.0), (1.0, 4.0), (1.0, 4.0), (5.0, 40.0))),
         duration_ms=duration_ms,
         drawn=drawn,
+        limits=limits,
     )
 
 
@@ -210,6 +221,22 @@ def _bearable(burst: Fault, loads: tuple[Load, ...], regions: tuple[Region, ...]
     able_s = min(BURST_TASKS_MAX / (per_s * targets), able_work_s / work_per_s) / max(extra, 0.1)
     duration_ms = max(BURST_MS_MIN, min(burst.duration_ms, round(able_s * 1_000)))
     return replace(burst, duration_ms=duration_ms, params={**burst.params, "factor": round(1 + extra, 3)})
+
+
+def _limits(seed: int) -> tuple[tuple[Limit, ...], tuple[Load, ...]]:
+    """Every fourth seed has limits, and work under them."""
+    rng = _stream(seed, "limits")
+    if rng.random() >= LIMITED_SHARE:
+        return (), ()
+    per_s = round(rng.uniform(0.3, 1.2), 2)
+    limits = [Limit(queue=LIMITED, concurrency=rng.randint(2, 6), scope=rng.choice(("global", "global", "region")))]
+    # Wide enough that what comes gets through in time: waiting for ever is what LIVE-TASK judges.
+    if rng.random() < 0.4:
+        per = rng.choice((1, 2, 5))
+        rate = round(3 * per_s * per) + rng.randint(1, 4)
+        limits.append(Limit(task=LIMITED, rate=rate, per=per, scope=rng.choice(("global", "region"))))
+    load = Load(LIMITED, Arrivals(rng.choice(("poisson", "bursty")), per_s, burst=10))
+    return tuple(limits), (load,)
 
 
 def _fault(seed: int, place: int | str, kinds: list[str], names: list[str], heal_ms: int) -> Fault:

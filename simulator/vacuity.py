@@ -66,6 +66,10 @@ class Vacuity:
             del windows[place]
         return dict.fromkeys(window.kind for window in windows.values())
 
+    def struck(self, region: str) -> Iterable[str]:
+        """The kinds of fault that ever changed something in a region."""
+        return tuple(self._struck.get(region, ()))
+
     def touch(self, task: bytes, region: str, now_us: int) -> None:
         """Something happened to a task in a region: faults at work there have met it."""
         kinds = self.kinds_at(region, now_us)

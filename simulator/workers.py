@@ -217,6 +217,7 @@ class Worker:
             tasks=self.app.declarations(),
             credits=self.credits,
             running=tuple(self._attempts),
+            limits=self.app.limit_declarations(),
         )
         self.node.ask(self, hello, partial(self._greeted, life), -1)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from crdtsync.app import App, PermanentError, Retry
-from crdtsync.commands import Cancel, Submit, TaskSpec
+from crdtsync.commands import Cancel, LimitDeclaration, SetLimit, Submit, TaskSpec
 from crdtsync.context import Context
 from crdtsync.errors import ConfigError
 from crdtsync.execution import LostAttempt
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 KEYS: Final = 20  # of the model "keyed": few enough to collide
 LONG_STEPS: Final = 10
+LIMITED: Final = "limited"  # the queue of the model of that name
+RELIMIT: Final = 0.02
 QUICK: Final = Retry(attempts=5, base=0.2, cap=2.0)
 SOON_OVER: Final = Retry(attempts=2, base=0.2, cap=2.0)
 
@@ -85,7 +87,9 @@ def luck(world: World, ctx: Context) -> random.Random:
 
 def build_app(world: World) -> App:
     """The tasks of all models, and those of the scenario's own app."""
-    app = App("simulator" if world.scenario.app is None else world.scenario.app.name)
+    scenario = world.scenario
+    own_limits = () if scenario.app is None else scenario.app.limits
+    app = App("simulator" if scenario.app is None else scenario.app.name, limits=(*scenario.limits, *own_limits))
     sink = world.sink
 
     async def work(ctx: Context, mean_s: float) -> random.Random:
@@ -154,6 +158,11 @@ def build_app(world: World) -> App:
             await ctx.checkpoint(done)
         return int(done)
 
+    @app.task(queue=LIMITED, retry=QUICK)
+    async def limited(ctx: Context, n: int = 0) -> int:
+        await work(ctx, 0.3)
+        return n
+
     @app.task(compensate="refund", cancel="wins", retry=QUICK)
     async def race_wins(ctx: Context, n: int = 0) -> Any:
         await work(ctx, 0.3)
@@ -204,6 +213,7 @@ class Submitter:
                     "keyed": self._keyed,
                     "cancel_race": self._cancel_race,
                     "locks": self._locks,
+                    "limited": self._limited,
                 }[load.model]
             except KeyError:
                 raise ConfigError(
@@ -278,6 +288,13 @@ class Submitter:
     def _locks(self, region: str, n: int) -> None:  # noqa: ARG002 - programs count themselves
         self._world.locks.arrive(region, self._rng)
 
+    def _limited(self, region: str, n: int) -> None:
+        """A task of the queue that is limited; now and then an operator changes the limit, anywhere."""
+        self._send(region, self._spec("limited", n))
+        if self._rng.random() < RELIMIT:
+            to = LimitDeclaration(f"queue:{LIMITED}", concurrency=self._rng.randint(2, 6))
+            self._world.clients.call("limit", self._rng.choice(self._regions), SetLimit(to))
+
     def _cancel_race(self, region: str, n: int) -> None:
         spec = self._spec("race_wins" if n % 2 else "race_loses", n)
         self._send(region, spec)
@@ -292,5 +309,5 @@ def _filled(value: Any, n: int) -> Any:
     return value.replace("{n}", str(n)) if isinstance(value, str) else value
 
 
-MODELS: Final = ("noop", "flaky", "doomed", "charge", "dag", "keyed", "long", "cancel_race", "locks")
+MODELS: Final = ("noop", "flaky", "doomed", "charge", "dag", "keyed", "long", "cancel_race", "locks", "limited")
 _SPEC_FIELDS: Final = frozenset(TaskSpec.__struct_fields__)

@@ -223,7 +223,8 @@ class Worker:
 
     def hello(self) -> None:
         running = tuple(tuple(attempt) for attempt in self.running)
-        hello = c.WorkerHello(self.name, "test", self.declarations, self.credits, running=running)  # type: ignore[arg-type]
+        limits = self.node.cluster.limits
+        hello = c.WorkerHello(self.name, "test", self.declarations, self.credits, running=running, limits=limits)  # type: ignore[arg-type]
         self.tell(hello)
         self._beat()
 
@@ -289,6 +290,7 @@ class Cluster:
         workers: bool = True,
         credits: int = 10,
         walls: dict[str, int] | None = None,
+        limits: tuple[c.LimitDeclaration, ...] = (),
         **settings: Any,
     ) -> None:
         members = tuple(RegionId(region) for region in regions)
@@ -303,6 +305,7 @@ class Cluster:
         options = declare or {}
         self.declarations = tuple(c.TaskDeclaration(name, **options.get(name, {})) for name in self.tasks)
         self.credits = credits
+        self.limits = limits
         self.time_ms = 0
         self.entropy = 1
         self.obedient = True  # whether handlers end when they are asked to stop

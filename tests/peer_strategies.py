@@ -86,6 +86,7 @@ bundles = st.builds(
     st.lists(commits, max_size=1),
 )
 
+demands = st.builds(m.Demand, st.binary(min_size=16, max_size=16), numbers, numbers, numbers, numbers, st.booleans())
 messages = st.one_of(
     bundles,
     st.builds(m.Hello, numbers, texts, regions, writers, numbers, numbers, _tuples(domains), numbers),
@@ -113,4 +114,5 @@ messages = st.one_of(
     st.builds(m.LeaseAsks, numbers, numbers, _tuples(asks)),
     st.builds(m.LeaseAnswers, numbers, numbers, _tuples(answers), vectors),
     st.builds(m.LeasesFreed, _tuples(scopes)),
+    st.builds(m.LimitDemands, domains, _tuples(demands)),
 )

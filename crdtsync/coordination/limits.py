@@ -8,7 +8,7 @@ consistent cloud databases for enforcing numeric invariants", SRDS 2015). Where 
 
 - Who mints is one region, and nobody else ever: the first of the limit's rendezvous order over the members that the
   creating event names. A limit that is set again elsewhere is a wish, which that region fills up to. So two sides of a cut
-  may set a limit to 10 and to 15, and no more than 15 rights exist at any time (docs/decisions/0011).
+  may set a limit to 10 and to 15, and no more than 15 rights exist at any time (docs/decisions/0014).
 - The matrix has a row per *writer*, an incarnation, and a right moves to an incarnation. A node that starts on a disk which
   may be a copy knows which rights it was given since, and uses no others until every member has told what it knows.
 - A lowered limit burns rights as they come free, wherever they are held; what was burned too eagerly is minted again.
@@ -261,6 +261,7 @@ class LimitTable:
         self._limits: dict[bytes, Limit] = {}
         self.changed: dict[bytes, None] = {}  # since somebody last emptied it
         self.settings = 0  # grows whenever what is in force may have changed
+        self.period_ms_max = 0  # of the rates in force: how long a start is remembered
 
     def __len__(self) -> int:
         return len(self._limits)
@@ -276,12 +277,20 @@ class LimitTable:
         limit = self._limits.get(event.limit)
         if limit is None:
             limit = self._limits[event.limit] = Limit(event.limit)
-        return self._noted(limit) if limit.fold(id, event) else None
+        if not limit.fold(id, event):
+            return None
+        if isinstance(event, LimitSet):
+            self._set()
+        return self._noted(limit)
+
+    def _set(self) -> None:
+        self.settings += 1
+        in_force = [limit.latest[1] for limit in self if limit.latest is not None and limit.latest[1].scope != "none"]
+        self.period_ms_max = max((setting.period_ms for setting in in_force), default=0)
 
     def _noted(self, limit: Limit) -> tuple[bytes, bytes]:
         old, limit.share = limit.share, limit.hash()
         self.changed[limit.id] = None
-        self.settings += 1
         return old, limit.share
 
     def export(self) -> bytes:
@@ -302,4 +311,5 @@ class LimitTable:
             limit = self._limits.setdefault(other.id, Limit(other.id))
             if limit.join(other):
                 changed.append(self._noted(limit))
+        self._set()
         return changed

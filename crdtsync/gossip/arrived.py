@@ -9,6 +9,7 @@ from crdtsync.identifiers import Domain, RegionId, WriterId
 from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Ack
 from crdtsync.protocol.peer_messages import (
+    Demand,
     LeaseAnswers,
     LeaseAsks,
     LeasesFreed,
@@ -110,6 +111,14 @@ class LeaseHeard(NamedTuple):
     message: LeaseAsks | LeaseAnswers | LeasesFreed
 
 
+class DemandsHeard(NamedTuple):
+    """What `peer` holds, uses and lacks of global limits."""
+
+    peer: RegionId
+    domain: Domain
+    demands: tuple[Demand, ...]
+
+
 class TwinMet(NamedTuple):
     """Another incarnation of this very region is alive and not our ancestor: stop claiming (rules.md, Incarnation)."""
 
@@ -144,5 +153,6 @@ Arrived: TypeAlias = (
     | SynodHeard
     | WeAreForgotten
     | LeaseHeard
+    | DemandsHeard
     | TwinMet
 )

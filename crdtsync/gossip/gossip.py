@@ -30,6 +30,7 @@ from crdtsync.gossip import status
 from crdtsync.gossip.anti_entropy import Feed
 from crdtsync.gossip.arrived import (
     Arrived,
+    DemandsHeard,
     LeaseHeard,
     PeerClosed,
     PeerOpened,
@@ -65,6 +66,7 @@ from crdtsync.protocol.peer_messages import (
     LeaseAnswers,
     LeaseAsks,
     LeasesFreed,
+    LimitDemands,
     MustSnapshot,
     OwnHeadsAnswer,
     OwnHeadsQuestion,
@@ -143,6 +145,7 @@ class Gossip:
             LeaseAsks: self._on_lease,
             LeaseAnswers: self._on_lease,
             LeasesFreed: self._on_lease,
+            LimitDemands: lambda _known, link, message, _size, _now: [DemandsHeard(link.peer, *message)],
         }
 
     # What the driver and the replica ask -----------------------------------------------------------------------------
@@ -184,6 +187,11 @@ class Gossip:
     def readers(self, feature: int) -> tuple[RegionId, ...]:
         """The linked peers that read messages of this feature."""
         return tuple(link.peer for link in self._open_links() if link.hello.features & feature)
+
+    def writer_at(self, peer: RegionId) -> WriterId | None:
+        """The incarnation that a linked peer is; None without a link."""
+        link = self._link(peer)
+        return link.hello.writer if link is not None and link.is_open else None
 
     def tell(self, peer: RegionId, message: PeerMessage, writer: str = "") -> bool:
         """Send a message of another part of the replica over the link to `peer`, to that incarnation if one is named.

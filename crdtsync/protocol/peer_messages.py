@@ -36,6 +36,7 @@ RUN_COMMITS_MAX: Final = 65_536
 RUNS_MAX: Final = 4_096
 ROWS_MAX: Final = 4_096
 ROW_LABELS_MAX: Final = 1_024
+DEMANDS_MAX: Final = 1_024  # limits in one frame
 DIGEST_BYTES_MAX: Final = 64
 STATE_PIECE_BYTES_MAX: Final = 1 << 20
 BUNDLE_MESSAGES_MAX: Final = 128
@@ -201,6 +202,24 @@ class OwnHeadsAnswer(NamedTuple):
     domains: tuple[OwnHeads, ...]
 
 
+class Demand(NamedTuple):
+    """What the sender does with one global limit."""
+
+    limit: bytes
+    holds: int  # rights that it may use now
+    used: int  # of them, bound
+    waiting: int  # how many more it could use at once
+    waited_ms: int  # for how long nothing has started under it there though something waits
+    fresh_only: bool  # it has just started: rights from before are not used before every member has answered
+
+
+class LimitDemands(NamedTuple):
+    """Whoever has more rights than its share gives of them, by an event. This asks, it takes nothing."""
+
+    domain: Domain
+    demands: tuple[Demand, ...]
+
+
 class Bye(NamedTuple):
     reason: str
 
@@ -319,6 +338,7 @@ PeerMessage: TypeAlias = (
     | LeaseAsks
     | LeaseAnswers
     | LeasesFreed
+    | LimitDemands
 )
 
 # Shapes ----------------------------------------------------------------------------------------------------------------
@@ -510,6 +530,7 @@ _refusal = _one_of([str(refusal) for refusal in Refusal], "a refusal")
 _ask = _fields(_scope, _step, _uint, _uint, _uint, _lease_ms, into=Ask)
 _answer = _fields(_scope, _step, _uint, _uint, _refusal, _uint, _optional_region, _uint, _lease_ms, _bool, into=Answer)
 _packed = _fields(_uint, _payload)
+_demand = _fields(_task, _uint, _uint, _uint, _uint, _bool, into=Demand)  # a limit's id has as many bytes as a task's
 _own_heads = _fields(_domain, _vector, _optional(_fields(_writer, _uint, _vector)), into=OwnHeads)
 
 KINDS: Final[dict[int, type[Any]]] = {
@@ -539,6 +560,7 @@ KINDS: Final[dict[int, type[Any]]] = {
     21: LeaseAnswers,
     22: LeasesFreed,
     50: Bundle,
+    40: LimitDemands,
 }
 KIND_OF: Final = {message: kind for kind, message in KINDS.items()}
 
@@ -590,6 +612,7 @@ _SHAPES: Final[dict[int, Check]] = {
     21: _fields(_uint, _uint, _many(_answer, LEASES_PER_FRAME_MAX), _vector, into=LeaseAnswers),
     22: _fields(_many(_scope, LEASES_PER_FRAME_MAX), into=LeasesFreed),
     50: lambda value: _bundle(value),  # noqa: PLW0108 - made of the shapes above
+    40: _fields(_domain, _many(_demand, DEMANDS_MAX), into=LimitDemands),
 }
 assert _SHAPES.keys() == KINDS.keys()
 BUNDLED: Final = frozenset(KIND_OF[message] for message in (HeadsHeard, Commits, Credit, AckHeard, Ping, Pong))

@@ -17,6 +17,7 @@ from crdtsync.events import Claimed, Ended
 from crdtsync.identifiers import AttemptId, TaskId, WorkerId
 from crdtsync.protocol.codec import encode_value
 from crdtsync.region import RegionState
+from crdtsync.scheduling.limits import Limits
 from crdtsync.scheduling.ready import Lane, ReadyQueue
 from crdtsync.scheduling.workers import Worker, Workers
 from crdtsync.task_view import AttemptView, TaskView
@@ -40,6 +41,7 @@ class Dispatcher:
         catching_up_since_ms: Callable[[], int],
         exclusive: Exclusive,
         decisions: Decisions,
+        limits: Limits,
     ) -> None:
         self._here = here
         self._workers = workers
@@ -49,6 +51,7 @@ class Dispatcher:
         self._catching_up_since_ms = catching_up_since_ms
         self._exclusive = exclusive
         self._decisions = decisions
+        self._limits = limits
         self._held: list[TaskId] = []  # ready, but a peer that has just come back may have run it already
         self._ended: dict[AttemptId, TaskId] = {}
         self.could_go_on = False  # the last turn ended at its bound, with work and credit left
@@ -66,6 +69,10 @@ class Dispatcher:
             lane = self._ready.next_lane(lambda lane: self._workers.pick(lane) is not None)
             if lane is None:
                 break
+            limit = self._limits.blocking(lane)
+            if limit is not None:
+                self._limits.park(lane, limit)
+                continue
             worker = self._workers.pick(lane)
             task_id = self._ready.pop(lane)
             task = self._here.table.get(task_id) if task_id is not None else None
@@ -135,6 +142,7 @@ class Dispatcher:
         if token:
             self._exclusive.began(submitted, attempt, token)
         self._workers.assign(worker, attempt, task.id)
+        self._limits.claimed(task.id, self._limits.scope_of(view), attempt)
         if submitted.options.timeout_ms:
             here.timers.at_mono(here.now.mono_ms + submitted.options.timeout_ms, ("timeout", attempt))
         return self._assignment(task, attempt)
@@ -296,9 +304,3 @@ class Dispatcher:
         self._ended[attempt] = task
         if len(self._ended) > ENDED_KEPT:
             del self._ended[next(iter(self._ended))]
-
-    # Telling -----------------------------------------------------------------------------------
-
-    def lane_of(self, view: TaskView) -> Lane:
-        assert view.submitted is not None
-        return view.submitted.queue, view.submitted.name

@@ -19,7 +19,7 @@ from crdtsync.identifiers import EventId, TaskId
 
 AGING_MS: Final = 30_000  # one level of priority is worth half a minute of waiting
 
-Lane: TypeAlias = tuple[str, str]  # queue, name
+Lane: TypeAlias = tuple[str, str] | tuple[str, str, str]  # queue, name; and the key, where a limit is on that key
 _Entry: TypeAlias = tuple[int, EventId, TaskId, Lane]  # ids are unique: comparing never reaches the task
 
 
@@ -37,7 +37,8 @@ class ReadyQueue:
     def __init__(self) -> None:
         self._heaps: dict[Lane, list[_Entry]] = {}
         self._member: dict[TaskId, _Entry] = {}  # the entry that counts; others of the task in a heap are stale
-        self._turns: dict[Lane, None] = {}  # ordered: the next lane in turn comes first
+        self._turns: dict[Lane, None] = {}  # ordered: the next lane in turn comes first; parked ones are not in it
+        self._counts: dict[Lane, int] = {}
 
     def __len__(self) -> int:
         return len(self._member)
@@ -58,15 +59,39 @@ class ReadyQueue:
         elif heap:
             lane = heap[0][3]
         entry = (*key, task, lane)
+        self._left(present)
         self._member[task] = entry
+        self._counts[lane] = self._counts.get(lane, 0) + 1
         heapq.heappush(heap, entry)
 
     def remove(self, task: TaskId) -> None:
-        self._member.pop(task, None)
+        self._left(self._member.pop(task, None))
+
+    def _left(self, entry: _Entry | None) -> None:
+        """`entry` counts no more."""
+        if entry is not None:
+            lane = entry[3]
+            self._counts[lane] -= 1
+            if not self._counts[lane]:
+                del self._counts[lane]
 
     def lanes(self) -> list[Lane]:
-        """Lanes with work, the next in turn first."""
-        return [lane for lane in list(self._turns) if self.peek(lane) is not None]
+        """Lanes with work, the next in turn first, then those that are parked."""
+        parked = [lane for lane in self._heaps if lane not in self._turns]
+        return [lane for lane in (*self._turns, *parked) if lane in self._counts]
+
+    def waiting(self, lane: Lane) -> int:
+        """How many tasks a lane holds."""
+        return self._counts.get(lane, 0)
+
+    def park(self, lane: Lane) -> None:
+        """Take a lane out of turn, with its work, until `unpark`."""
+        self._turns.pop(lane, None)
+
+    def unpark(self, lane: Lane) -> None:
+        """Put a lane back, at the end of the turns."""
+        if lane in self._heaps:
+            self._turns.setdefault(lane)
 
     def peek(self, lane: Lane) -> TaskId | None:
         heap = self._heaps.get(lane)
@@ -83,7 +108,7 @@ class ReadyQueue:
         task = self.peek(lane)
         if task is not None:
             heapq.heappop(self._heaps[lane])
-            del self._member[task]
+            self._left(self._member.pop(task))
         return task
 
     def next_lane(self, serves: Callable[[Lane], bool]) -> Lane | None:

@@ -31,7 +31,7 @@ class Worker:
         return self.credits - len(self.running)
 
     def serves(self, lane: Lane) -> bool:
-        queue, name = lane
+        queue, name = lane[:2]
         return name in self.names and (not self.queues or queue in self.queues)
 
 
@@ -83,6 +83,10 @@ class Workers:
         """The least loaded worker with credit for this lane."""
         able = [w for w in self._workers.values() if w.free > 0 and w.serves(lane)]
         return max(able, key=lambda w: (w.free, w.id), default=None)
+
+    def credits_for(self, lane: Lane) -> int:
+        """How many more attempts of this lane the workers could take now."""
+        return sum(w.free for w in self._workers.values() if w.free > 0 and w.serves(lane))
 
     @property
     def any_free(self) -> bool:

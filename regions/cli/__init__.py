@@ -30,6 +30,7 @@ NOUNS: Final = {
     "task": ("regions.cli.task:task", "Submit tasks, follow them, steer them."),
     "region": ("regions.cli.region:region", "The regions as this one sees them; cut, heal, drain."),
     "lease": ("regions.cli.lease:lease", "Who holds which lock, queue or key, and why it can't be had."),
+    "limit": ("regions.cli.limit:limit", "How much may run at once, or start in a while, over all regions."),
     "conflict": ("regions.cli.conflict:conflict", "What several regions did at once, and how it was resolved."),
     "clock": ("regions.cli.clock:clock", "Clocks: offset and drift of every region, and what is held back."),
     "log": ("regions.cli.log:log", "The replicated log: follow, verify, export."),

@@ -230,6 +230,7 @@ class Worker:
             credits=self.credits,
             queues=self._queues,
             running=tuple(self._attempts),
+            limits=self.app.limit_declarations(),
         )
         try:
             answer = await self._connection.ask_first(hello)

@@ -21,6 +21,7 @@ from simulator.checkers.durability import Durability
 from simulator.checkers.exclusivity import Exclusivity
 from simulator.checkers.idempotency import Idempotency
 from simulator.checkers.lifecycle import Lifecycle
+from simulator.checkers.limits import Limits
 from simulator.checkers.liveness import Liveness
 from simulator.checkers.placement import Placement
 from simulator.checkers.retries import Retries
@@ -41,6 +42,7 @@ FAMILIES: Final[tuple[type[Family], ...]] = (
     Time,
     Boundedness,
     Exclusivity,
+    Limits,
     Liveness,
 )
 

@@ -173,6 +173,7 @@ def test_every_kind_has_a_number_for_ever():
         21: ("LeaseAnswers", 4),
         22: ("LeasesFreed", 1),
         50: ("Bundle", 1),
+        40: ("LimitDemands", 2),
     }
 
 

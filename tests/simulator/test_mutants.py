@@ -28,6 +28,7 @@ QUICK = (
     "forget_dedup_after_restart",
     "renew_in_a_minority",
     "sessions_share_a_token",
+    "slot_returned_twice",
 )
 BY_NAME = {bug.name: bug for bug in BUGS}
 
@@ -68,7 +69,7 @@ def no_bug(ground, seeds):
     return Bug("none", "no bug", (*INVARIANTS, "CORE-1"), ground, plant=lambda patches: None, seeds=seeds)
 
 
-@pytest.mark.parametrize("ground", ["calm", "storm"])
+@pytest.mark.parametrize("ground", ["calm", "storm", "capped", "paced"])
 def test_a_hunting_ground_without_a_bug_breaks_nothing(ground):
     """Else any bug would count as found there."""
     found = hunt(no_bug(ground, 1))
