@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any, Final, Protocol
 
@@ -182,7 +183,7 @@ class HeapGate:
         if not self._open:
             self._open, self._value = True, value
             for fiber in self._waiters:
-                self._ready.append(fiber.step)
+                self._ready.append(partial(fiber.woken, self))
             self._waiters.clear()
 
     def fail(self, error: BaseException) -> None:
@@ -198,7 +199,7 @@ class HeapGate:
 
     def wait(self, fiber: HeapFiber) -> None:
         if self._open:
-            self._ready.append(fiber.step)
+            self._ready.append(partial(fiber.woken, self))
         else:
             self._waiters.append(fiber)
 
@@ -251,13 +252,19 @@ class HeapFiber:
         kernel.fibers.pop(self, None)
         self._done(value, error)
 
+    def woken(self, gate: HeapGate) -> None:
+        """What it waited for has come; unless it was cancelled first, and waits for something else by now."""
+        if self._gate is gate:
+            self.step()
+
     def cancel(self) -> None:
+        """Cancel it where it stands when its turn comes: what it had waited for, and got before, it has."""
         if not self._over:
-            self._cancelled = True
             self._kernel.make_ready(self._throw)
 
     def _throw(self) -> None:
-        if self._cancelled and not self._over:
+        if not self._over:
+            self._cancelled = True
             if self._gate is not None:
                 self._gate.leave(self)
             self.step()

@@ -112,7 +112,7 @@ class TestLifecycle:
     def test_two_successes_without_a_conflict_are_reported(self):
         stage = Stage(Lifecycle, "eu", "us")
         task = stage.submit("eu")
-        both = (SimpleNamespace(state="ok"), SimpleNamespace(state="ok"))
+        both = (SimpleNamespace(state="ok", token=0), SimpleNamespace(state="ok", token=0))
         stage.trace.add("view", "eu", task.hex(), ("succeeded", False, "w", None, ()),
                         subject=SimpleNamespace(attempts=both, conflicts=(), winner="w", expired=None, cancel=None))  # fmt: skip
         assert stage.found() == ["TASK-2"]

@@ -95,6 +95,34 @@ def test_a_cancelled_fiber_ends_as_cancelled(name):
 
 
 @BOTH
+def test_what_a_fiber_got_before_its_cancel_it_has(name):
+    """Found in swarm seed 0: when a hang ended, the kernels disagreed on handlers that were both done and stopped."""
+    kernel = make_kernel(name, 1)
+    told = []
+    gates = [kernel.gate(), kernel.gate()]
+    fibers = []
+
+    async def handler(gate):
+        await gate
+        return "done"
+
+    def begin():
+        for gate in gates:
+            fibers.append(kernel.spawn(handler(gate), lambda value, error: told.append(value or type(error).__name__)))
+
+    def free():
+        gates[0].open()
+        fibers[0].cancel()
+        fibers[1].cancel()
+        gates[1].open()
+
+    kernel.at(0, begin)
+    kernel.at(5, free)
+    kernel.run(10)
+    assert told == ["done", "Cancelled"]
+
+
+@BOTH
 def test_nobody_hears_of_a_killed_fiber(name):
     kernel = make_kernel(name, 1)
     ends, fibers = [], []
