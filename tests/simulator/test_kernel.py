@@ -106,9 +106,11 @@ def test_what_a_fiber_got_before_its_cancel_it_has(name):
         await gate
         return "done"
 
+    def ended(value, error):
+        told.append(value or type(error).__name__)
+
     def begin():
-        for gate in gates:
-            fibers.append(kernel.spawn(handler(gate), lambda value, error: told.append(value or type(error).__name__)))
+        fibers.extend(kernel.spawn(handler(gate), ended) for gate in gates)
 
     def free():
         gates[0].open()
