@@ -38,7 +38,7 @@ def bar(total: float, text: str = "", *, counts: bool = False) -> Iterator[Show 
 
         def show(done: float, *, text: str) -> None:
             nonlocal shown
-            now = (int(STEPS * done / max(total, 1e-9)), text)
+            now = (int(done if counts else STEPS * done / max(total, 1e-9)), text)
             if now == shown:
                 return  # a long run would spend more time on its bar than on itself
             shown = now

@@ -164,9 +164,10 @@ def _alive_in(group: int) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_an_interrupted_sweep_ends_at_once_and_says_what_it_found(quiet, jobs, signalled):
+def test_an_interrupted_sweep_ends_at_once_and_says_what_it_found(request, quiet, jobs, signalled):
     """As on a terminal: Ctrl-C reaches every process of the group, and the sweep is left by none of them."""
     screen, stderr = pty.openpty()
     command = [sys.executable, "-m", "regions.cli", "sim", "sweep", "--scenario", quiet]
@@ -179,6 +180,8 @@ def test_an_interrupted_sweep_ends_at_once_and_says_what_it_found(quiet, jobs, s
         start_new_session=True,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
     )
+    request.addfinalizer(sweeping.wait)
+    request.addfinalizer(sweeping.kill)
     os.close(stderr)
     shown = b""
     while not re.search(rb"[1-9]\d*/100000", shown):  # the bar: seeds are coming in
