@@ -9,7 +9,8 @@ never call the rule that they check. A run needs a fresh set of them.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
 from simulator.checkers.boundedness import Boundedness
 from simulator.checkers.checkpoints import Checkpoints
@@ -20,6 +21,7 @@ from simulator.checkers.dependencies import Dependencies
 from simulator.checkers.durability import Durability
 from simulator.checkers.exclusivity import Exclusivity
 from simulator.checkers.idempotency import Idempotency
+from simulator.checkers.lease_histories import LeaseHistories
 from simulator.checkers.lifecycle import Lifecycle
 from simulator.checkers.limits import Limits
 from simulator.checkers.liveness import Liveness
@@ -36,6 +38,7 @@ FAMILIES: Final[tuple[type[Family], ...]] = (
     Idempotency,
     Conflicts,
     Placement,
+    LeaseHistories,
     Dependencies,
     Checkpoints,
     Retries,
@@ -65,4 +68,9 @@ def vacuity_of(checkers: tuple[Checker, ...]) -> Vacuity:
     raise ValueError("these checkers hold no chronicle")
 
 
-__all__ = ["FAMILIES", "INVARIANTS", "Chronicle", "Family", "all_checkers", "vacuity_of"]
+def lease_histories(checkers: Iterable[object]) -> list[dict[str, Any]]:
+    """What the holders of leases believed in the run that these checkers judged, as `crdtsync sim judge` reads it."""
+    return [history for checker in checkers if isinstance(checker, LeaseHistories) for history in checker.histories()]
+
+
+__all__ = ["FAMILIES", "INVARIANTS", "Chronicle", "Family", "all_checkers", "lease_histories", "vacuity_of"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import json
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -26,6 +28,12 @@ from simulator.cli.bar import bar
 @click.option(
     "--report", "report_file", type=click.Path(dir_okay=False, path_type=Path), help="Write one HTML page here."
 )
+@click.option(
+    "--histories",
+    "histories_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write what the holders of leases believed here, for `crdtsync sim judge`; gzipped if it ends in .gz.",
+)
 @click.option("--quick", is_flag=True, help="Only play it: no invariant is checked.")
 @output_option
 def run(
@@ -37,6 +45,7 @@ def run(
     duration: str,
     trace_file: Path | None,
     report_file: Path | None,
+    histories_file: Path | None,
     quick: bool,
     output: str,
 ) -> int:
@@ -46,7 +55,7 @@ def run(
     """
     from regions.execution.registry import load_app
     from simulator import report
-    from simulator.checkers import all_checkers
+    from simulator.checkers import all_checkers, lease_histories
     from simulator.plan import ms_of
     from simulator.source import Source
     from simulator.world import World
@@ -70,9 +79,17 @@ def run(
     print_record(result.to_plain(), output)
     for (name, why), count in first.complaints.items():
         print_message(f"warning: {count} attempts of {name!r} could not be played: {why}")
+    if histories_file is not None:
+        write_histories(histories_file, lease_histories(first.checkers))
     if report_file is not None:
         report_file.write_text(report.html(first, result, command=source.command(seed)), encoding="utf-8")
         print_message(f"report: {report_file}")
     if not result.ok:
         print_message(report.text(first, result, command=source.command(seed)))
     return 0 if result.ok else 1
+
+
+def write_histories(path: Path, histories: list[dict[str, Any]]) -> None:
+    """One a line. A run without leases makes an empty file."""
+    text = "".join(json.dumps(history) + "\n" for history in histories).encode()
+    path.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)

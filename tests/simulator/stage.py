@@ -16,7 +16,7 @@ from typing import Any
 
 from crdtsync import events as ev
 from crdtsync.clock import make_stamp
-from crdtsync.effects import CommitRow, Persist, TaskRow
+from crdtsync.effects import CommitRow, Notify, Persist, TaskRow
 from crdtsync.identifiers import DEFAULT_DOMAIN, EventId, RegionId, TaskId, writer_id
 from crdtsync.log.commit import NO_HASH, Commit, seal
 from crdtsync.settings import Settings
@@ -49,6 +49,7 @@ class FakeNode:
         self.log: list[Commit] = []  # own and others', as applied
         self.writer = ""
         self.incarnation = 0
+        self.life = 1
         self._stage = stage
 
     @property
@@ -69,6 +70,7 @@ class Stage:
         kernel = SimpleNamespace(now_us=10_000_000)
         self.world = SimpleNamespace(
             kernel=kernel,
+            seed=7,
             scenario=Scenario("stage", tuple(Region(name) for name in names), **scenario),
             nodes={},
             faults=[],
@@ -108,6 +110,11 @@ class Stage:
 
     def node(self, name: str) -> FakeNode:
         return self.world.nodes[name]
+
+    def notify(self, name: str, what: str, **facts: Any) -> None:
+        """What a replica tells its operator."""
+        told = tuple(sorted((key, str(value)) for key, value in facts.items()))
+        self.trace.add("notify", name, what, ("info", told), subject=Notify("info", what, facts))
 
     # Nodes and disks -------------------------------------------------------------------------------
 

@@ -87,3 +87,19 @@ def test_an_empty_file_has_no_histories(tmp_path, capsys):
     path.touch()
     assert run(["sim", "judge", str(path), "-o", "json"]) == 0
     assert capsys.readouterr().out == "[]\n"
+
+
+def test_the_leases_of_a_simulated_run_are_written_and_judged(tmp_path, monkeypatch, capsys):
+    (tmp_path / "q.py").write_text(
+        "from crdtsync import App\n\napp = App('q')\n\n\n@app.task(partition='quorum')\nasync def strike(ctx) -> int:\n"
+        "    return ctx.fence\n"
+    )
+    (tmp_path / "q.toml").write_text(
+        'name = "q"\napp = "q.py:app"\nduration = "30s"\nregions = ["eu", "us", "ap"]\n\n[[load]]\ntask = "strike"\n'
+        'arrivals = { shape = "constant", per_s = 1, until = "15s" }\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    assert run(["sim", "run", "q.toml", "--histories", "leases.jsonl.gz"]) == 0
+    capsys.readouterr()
+    assert run(["sim", "judge", "--check", "leases.jsonl.gz", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"id": "q seed 0: queue:default", "verdict": True}]
