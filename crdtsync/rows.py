@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, Final, NamedTuple, Protocol
 
-from crdtsync.errors import CorruptLogError
+from crdtsync.errors import CorruptLogError, RemoteProtocolError
 from crdtsync.events import KIND_OF, Declared, Event, WriterOpened
 from crdtsync.identifiers import EventId, TaskId, WriterId, node_of
 from crdtsync.log.commit import Commit
@@ -38,6 +38,14 @@ DERIVING: Final = b""  # instead of a fold: rows on disk are being derived again
 FOLD_BYTES_MAX: Final = 64 << 20
 MARKS_KEPT: Final = 64  # per writer and retention: how finely the log's age is known when it is dropped
 SPACING_MS_MIN: Final = 250  # of marks, however short the retention
+
+
+def limit_facts(state: bytes) -> bytes:
+    """What `LimitTable.join` takes, of the limits as they are stored. Raises RemoteProtocolError."""
+    plain: Any = codec.decode(state, bytes_max=FOLD_BYTES_MAX)
+    if type(plain) is not tuple or len(plain) != 2 or type(plain[0]) is not bytes:
+        raise RemoteProtocolError("the limits are stored in another form than this version's")
+    return plain[0]
 
 
 class Mark(NamedTuple):
@@ -121,8 +129,8 @@ class Rows:
 
     def _restore_limits(self, state: bytes) -> None:
         plain: Any = codec.decode(state, bytes_max=FOLD_BYTES_MAX)
-        facts, used = plain
-        self._join_limits(facts)
+        _, used = plain
+        self._join_limits(limit_facts(state))
         self.limits.restore_used(used)
 
     def _join_limits(self, facts: bytes) -> None:

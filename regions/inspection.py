@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from crdtsync.commands import Command, LogHeads, ReadLog, VerifyLog
+from crdtsync.coordination.limits import LimitTable
 from crdtsync.errors import ConfigError, CorruptLogError, CrdtSyncError
+from crdtsync.events import LimitEvent
 from crdtsync.history import Facts
-from crdtsync.identifiers import Domain, WriterId
+from crdtsync.identifiers import Domain, EventId, WriterId
 from crdtsync.log.commit import NO_HASH, PREFIX_BYTES, Commit, decode_commit
-from crdtsync.log.digest import Digest
+from crdtsync.log.digest import NOTHING, Digest
 from crdtsync.resolve import resolve
+from crdtsync.rows import FOLD_BYTES_MAX, limit_facts
 from crdtsync.task_view import view_hash
 from regions.storage.store import CorruptRowError, Store, WriterMarks
 
@@ -106,7 +109,7 @@ class Inspection:
     async def _verify(self) -> Report:
         await self._flush()
         before = await self._state()
-        report = await verify(self._store)
+        report = await verify(self._store, before[0])
         if before == await self._state():
             report.compared = True
             if before[1] != report.digest:
@@ -114,15 +117,24 @@ class Inspection:
         return report
 
 
-async def verify(store: Store) -> Report:
-    """Read everything that an open store holds and say what is wrong with it."""
+async def verify(store: Store, applied: Mapping[str, int] | None = None) -> Report:
+    """Read everything that an open store holds and say what is wrong with it.
+
+    Args:
+        applied: The heads of what is folded into the state, if that is known; else all that is stored.
+    """
     report = Report()
     try:
-        marks = (await store.recover()).domains
-        for domain, writers in marks.items():
+        recovered = await store.recover()
+        for domain, writers in recovered.domains.items():
             report.writers += len(writers)
-            await _verify_commits(store, domain, writers, report)
-            await _verify_rows(store, domain, report)
+            limits = _stored_limits(domain, recovered.meta, report)
+            await _verify_commits(store, domain, writers, limits, applied, report)
+            digest = Digest()
+            for limit in limits:
+                digest.replace(NOTHING, limit.share)
+            await _verify_rows(store, domain, digest, report)
+            report.digest = digest.hex()
     except CorruptRowError as error:
         report.found(str(error))
     for row in store.corrupt_rows():
@@ -130,7 +142,14 @@ async def verify(store: Store) -> Report:
     return report
 
 
-async def _verify_commits(store: Store, domain: Domain, writers: dict[WriterId, WriterMarks], report: Report) -> None:
+async def _verify_commits(
+    store: Store,
+    domain: Domain,
+    writers: dict[WriterId, WriterMarks],
+    limits: LimitTable,
+    applied: Mapping[str, int] | None,
+    report: Report,
+) -> None:
     chains = {
         writer: _Chain(mark.floor, mark.floor, None if mark.floor else NO_HASH) for writer, mark in writers.items()
     }
@@ -144,6 +163,7 @@ async def _verify_commits(store: Store, domain: Domain, writers: dict[WriterId, 
                 continue
             report.commits += 1
             _verify_link(commit, domain, chains, report)
+            _fold_limits(commit, limits, applied)
             for dep in commit.deps:
                 prefix = int.from_bytes(dep.prefix, "big")
                 chain = chains.get(dep.writer)
@@ -179,8 +199,27 @@ def _verify_link(commit: Commit, domain: Domain, chains: dict[WriterId, _Chain],
     chain.prefixes.append(int.from_bytes(commit.hash[:PREFIX_BYTES], "big"))
 
 
-async def _verify_rows(store: Store, domain: Domain, report: Report) -> None:
-    digest = Digest()
+def _stored_limits(domain: Domain, meta: Mapping[str, bytes], report: Report) -> LimitTable:
+    """What is kept of limits as a whole: of commits that were dropped, and of some that are still there."""
+    table = LimitTable()
+    state = meta.get(f"limits/{domain}")
+    if state is not None:
+        try:
+            table.join(limit_facts(state), bytes_max=FOLD_BYTES_MAX)
+        except CrdtSyncError as error:
+            report.found(f"the limits of {domain} cannot be read: {error}")
+    return table
+
+
+def _fold_limits(commit: Commit, limits: LimitTable, applied: Mapping[str, int] | None) -> None:
+    if applied is not None and commit.number > applied.get(commit.writer, 0):
+        return  # held back, or waits for others: no part of the state
+    for place, event in enumerate(commit.events):
+        if isinstance(event, LimitEvent):
+            limits.fold(EventId(commit.stamp, commit.writer, commit.number, place), event)
+
+
+async def _verify_rows(store: Store, domain: Domain, digest: Digest, report: Report) -> None:
     nothing = bytes(len(bytes(digest)))
     after = b""
     while rows := await store.read_rows(domain, after, ROWS_PER_READ):
@@ -196,7 +235,6 @@ async def _verify_rows(store: Store, domain: Domain, report: Report) -> None:
                 report.found(f"task {row.task.hex()}: its facts do not resolve to the digest beside them")
         after = rows[-1].task
         await asyncio.sleep(0)
-    report.digest = digest.hex()
 
 
 def _name(commit: Commit) -> str:

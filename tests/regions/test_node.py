@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from crdtsync import App, commands
+from crdtsync import App, Limit, commands
 from crdtsync.errors import ConfigError, CrdtSyncError
 from crdtsync.replica import Replica
 from regions.client import Client
@@ -92,6 +92,19 @@ def test_it_runs_tasks_and_verifies_its_log(tmp_path):
             (head,) = await client.request(commands.LogHeads())
             blobs = await client.request(commands.ReadLog(writer=head["writer"], first=1))
             assert len(blobs) == head["head"]
+
+    run(scenario)
+
+
+def test_the_shares_of_limits_are_counted_when_the_log_is_verified(tmp_path):
+    async def scenario():
+        async with serving(tmp_path) as (_, client):
+            await client.limit_set(Limit(queue="default", concurrency=4))
+            await client.limit_set(Limit(queue="default", concurrency=2))
+            assert await (await client.submit("add", 1, 2)).result(timeout=10) == 3
+            report = await client.request(commands.VerifyLog())
+            assert report["findings"] == []
+            assert report["digest_compared"]
 
     run(scenario)
 
