@@ -10,7 +10,7 @@ import click
 
 from crdtsync import commands
 from regions.cli.options import examples, node_options, output_option
-from regions.cli.output import print_json, print_json_line, print_message, table
+from regions.cli.output import print_json, print_json_line, print_message, print_record, table
 
 if TYPE_CHECKING:
     from regions.client import Client
@@ -105,6 +105,67 @@ def export(*, writer: str | None, node: str, output: str) -> None:  # noqa: ARG0
                 print_json_line(commit)
 
     talk(node, conversation)
+
+
+@log.command(epilog=examples("crdtsync log reissue eu/a#7-0123456789abcdef --from 41"))
+@click.argument("writer")
+@click.option("--from", "first", type=click.IntRange(min=1), required=True, help="The first commit that is not good.")
+@click.option("--yes", is_flag=True, help="Do it. This version cannot, and says so.")
+@node_options
+def reissue(*, writer: str, first: int, yes: bool, node: str, output: str) -> None:
+    """Show what re-issuing commits of WRITER would make anew: for those that a wrong clock stamped far ahead.
+
+    Changes nothing: this version has the dry run alone. `clock show` names the writer and the commit.
+    """
+    from crdtsync.errors import InvalidRequestError, NotImplementedYetError, UnknownTaskError
+    from crdtsync.views import utc
+    from regions.cli.session import talk
+
+    async def conversation(client: Client) -> dict[str, Any]:
+        heads = {head["writer"]: head for head in await client.request(commands.LogHeads())}
+        if writer not in heads:
+            raise UnknownTaskError(f"no writer {writer!r} is known here; log tail names them", writer=writer)
+        head = heads[writer]
+        if not head["floor"] < first <= head["head"]:
+            raise InvalidRequestError(
+                f"commits {head['floor'] + 1} to {head['head']} of {writer} are here, {first} is not among them"
+            )
+        clock = await client.request(commands.ShowClock())
+        return _plan(writer, [commit async for commit in _read(client, writer, first)], clock)
+
+    plan = talk(node, conversation)
+    if yes:
+        raise NotImplementedYetError(
+            f"re-issuing is not built yet, nothing was done: {plan['commits']} commits of {writer} stay on disk, and are "
+            f"applied when their time comes, {utc(plan['applied_ms'])}",
+            writer=writer,
+        )
+    print_record(plan, output)
+    if output != "json":
+        print_message("this is a dry run: nothing was changed")
+
+
+def _plan(writer: str, commits: list[dict[str, Any]], clock: dict[str, Any]) -> dict[str, Any]:
+    """What these commits hold, and how far they are ahead."""
+    from crdtsync.clock import stamp_ms
+
+    events = [event for commit in commits for event in commit["events"]]
+    kinds: dict[str, int] = {}
+    for event in events:
+        kinds[event["kind"]] = kinds.get(event["kind"], 0) + 1
+    ahead_ms = stamp_ms(commits[0]["stamp"]) - clock["time_ms"]
+    return {
+        "writer": writer,
+        "from": commits[0]["number"],
+        "upto": commits[-1]["number"],
+        "commits": len(commits),
+        "events": len(events),
+        "kinds": kinds,
+        "tasks": sorted({event["task"] for event in events if "task" in event}),
+        "ahead_ms": ahead_ms,
+        "applied_ms": stamp_ms(commits[-1]["stamp"]) - clock["max_skew_ms"],
+        "needed": ahead_ms > clock["max_hold_ms"],
+    }
 
 
 async def _heads(client: Client, writer: str | None) -> list[dict[str, Any]]:
