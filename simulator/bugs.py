@@ -13,7 +13,19 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from crdtsync import clock as clocks
-from crdtsync import duties, lifecycle, outbox, region, requests, resolve, rows, tasks, undoing
+from crdtsync import (
+    clock_watch,
+    duties,
+    intake,
+    lifecycle,
+    outbox,
+    region,
+    requests,
+    resolve,
+    rows,
+    tasks,
+    undoing,
+)
 from crdtsync.coordination import lease, leases, sessions
 from crdtsync.events import CancelRequested, Ended, Requeued
 from crdtsync.gossip import anti_entropy
@@ -205,6 +217,21 @@ def stamps_go_back_at_a_restart(patches: Patches) -> None:
 
 def waits_by_the_wall_clock(patches: Patches) -> None:
     patches.replace(region.RegionState, "time_ms", property(lambda self: self.now.wall_ms))
+
+
+def stamps_while_its_clock_is_off(patches: Patches) -> None:
+    patches.replace(clock_watch.ClockWatch, "stopped", property(lambda self: False))
+
+
+def held_back_stamps_are_followed(patches: Patches) -> None:
+    arrived = intake.Intake.arrived
+
+    def follows(self: Any, peer: Any, blobs: Any, size: int) -> None:
+        arrived(self, peer, blobs, size)
+        here = self._here
+        here.clock._last = max([here.clock._last, *(s.have_stamp for s in here.log._streams.values())])
+
+    patches.replace(intake.Intake, "arrived", follows)
 
 
 # Resolution ----------------------------------------------------------------------------------------
@@ -580,6 +607,10 @@ BUGS: Final = (
         ("HLC-1", "HLC-2", "CORE-1"), "skew", plant=stamps_from_the_wall_clock),
     Bug("stamps_go_back_at_a_restart", "the highest stamp is forgotten in a restart", ("HLC-1", "HLC-2"), "skew",
         plant=stamps_go_back_at_a_restart),
+    Bug("stamps_while_its_clock_is_off", "a region whose clock is off goes on as if it was right", ("HLC-3",), "off",
+        plant=stamps_while_its_clock_is_off),
+    Bug("held_back_stamps_are_followed", "clocks follow what is held back", ("HLC-3", "HLC-4"), "off",
+        plant=held_back_stamps_are_followed),
     Bug("waits_by_the_wall_clock", "delays and backoff count by a clock that may step", ("TIME-1", "RETRY-2"), "skew",
         plant=waits_by_the_wall_clock),
     Bug("renew_in_a_minority", "one vote is enough to renew a lease", ("EXCL-4", "LEAD-1"), "locks",

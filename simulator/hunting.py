@@ -112,6 +112,21 @@ def skew(seed: int) -> Scenario:
     )
 
 
+def off(seed: int) -> Scenario:
+    """Nodes come up with clocks that are wrong by a minute, and are set right later."""
+    rng = _rng(seed, "off")
+    one, other, _ = rng.sample(REGIONS, 3)
+    return _scenario(
+        "off",
+        (
+            Fault("clock_offset", 5_000, 22_000, (one,), {"off_ms": rng.randint(5_000, 20_000)}),
+            Fault("kill", 6_000, 500, (one,)),
+            Fault("clock_offset", 29_000, 4_000, (other,), {"off_ms": -rng.randint(5_000, 60_000)}),
+            Fault("kill", 29_500, 500, (other,)),
+        ),
+    )
+
+
 def forgetful(seed: int) -> Scenario:
     """Commits are dropped soon, and a disk is lost: a snapshot has to make up for it."""
     rng = _rng(seed, "forgetful")
@@ -273,6 +288,7 @@ _ALL: Final = (
     crashes,
     loss,
     skew,
+    off,
     forgetful,
     deadlines,
     torn,

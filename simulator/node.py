@@ -289,6 +289,8 @@ class Node:
         if self.paused:
             self.paused = False
             self._cause = self._trace.add("node.resume", self.name, self.name)
+            # As asyncio does: what stands in the sockets is read before the timers that are due.
+            self._backlog.sort(key=lambda call: call[0] == "tick")
             self._catch_up(self.life)
 
     # Inputs ------------------------------------------------------------------------------------

@@ -116,8 +116,11 @@ def merge(tables: Iterable[Mapping[str, Mapping[str, int]]]) -> Table:
 
 #: (fault kind, invariant) -> why no instance of the invariant can touch the fault. "*" stands for every kind.
 IMPOSSIBLE: Final[dict[tuple[str, str], str]] = {
-    ("disk_clone", name): "two processes of one region vote until they meet: leases are not judged from there on"
-    for name in ("EXCL-1", "EXCL-2", "EXCL-4", "EXCL-5", "EXCL-6", "EXCL-7", "EXCL-8", "EXCL-9", "LEAD-1")
+    **{
+        ("disk_clone", name): "two processes of one region vote until they meet: leases are not judged from there on"
+        for name in ("EXCL-1", "EXCL-2", "EXCL-4", "EXCL-5", "EXCL-6", "EXCL-7", "EXCL-8", "EXCL-9", "LEAD-1")
+    },
+    **{(kind, "TIME-2"): "only a process that was stopped wakes" for kind in CATALOGUE if kind != "pause"},
 }
 
 

@@ -49,6 +49,11 @@ def stamps(node: Node) -> bool:
     return node.replica is None or bool(node.replica._here.stamps)  # noqa: SLF001
 
 
+def refuses(node: Node) -> bool:
+    """Whether a node that has begun to write has stopped to, for its clock's sake."""
+    return node.replica is not None and node.replica._opened and not node.replica._here.stamps  # noqa: SLF001
+
+
 def commits_sent(node: Node) -> int:
     """How many commits a node has sent to peers since its start, repetitions included."""
     if node.replica is None:

@@ -39,11 +39,13 @@ class FakeNode:
         self.digest = b"same"
         self.clock = LocalClock()
         self.replica: Any = SimpleNamespace(
-            _here=SimpleNamespace(stamps=True, clock=SimpleNamespace(_mono_ms=0, _offset_ns=EPOCH_US * 1_000)),
+            _here=SimpleNamespace(clock=SimpleNamespace(_mono_ms=0, _offset_ns=EPOCH_US * 1_000), stamps=True),
+            _opened=True,
             _rows=SimpleNamespace(floor_heads={}),
         )
         self.disk = SimpleNamespace(slow_us=0)
         self.slow_us = 0
+        self.links: dict[str, object] = {}
         self.running = True
         self.rows: dict[bytes, Any] = {}
         self.log: list[Commit] = []  # own and others', as applied

@@ -165,10 +165,51 @@ class TestTime:
 
     def test_a_commit_from_the_future_that_is_applied_is_reported(self):
         stage = Stage(Time, "eu", "us")
-        stage.node("eu").clock.step(2_000_000)
+        self.be_ahead(stage, 2_000)
         stage.commit("eu", ev.Requeued(TaskId(b"t" * 16), 1), stamp=self.stamp(stage, 2_000))
         stage.deliver("eu")
         assert stage.found() == ["HLC-4"]
+
+    @staticmethod
+    def be_ahead(stage, ms, region="eu"):
+        """Its wall clock, and the time that it stamps with."""
+        stage.node(region).clock.step(ms * 1_000)
+        stage.node(region).replica._here.clock._offset_ns += ms * 1_000_000
+
+    def test_a_stamp_ahead_of_its_region_s_own_time_is_reported(self):
+        stage = Stage(Time, "eu", "us")
+        stage.node("us").clock.step(2_000_000)  # so that it is ahead of no wall clock
+        stage.commit("eu", ev.Requeued(TaskId(b"t" * 16), 1), stamp=self.stamp(stage, 2_000))
+        assert stage.found() == ["HLC-3"]
+
+    @pytest.mark.parametrize("linked, expected", [(("us", "ap"), ["HLC-3"]), (("us",), [])])
+    def test_who_stamps_though_a_majority_tells_it_that_it_is_off_is_reported(self, linked, expected):
+        stage = Stage(Time, "eu", "us", "ap")
+        self.be_ahead(stage, 5_000)
+        stage.node("eu").links = {region: object() for region in linked}
+        for _ in range(2):
+            stage.submit("us")
+            stage.wait(6_000)
+        stage.commit("eu", ev.Requeued(TaskId(b"t" * 16), 1), stamp=self.stamp(stage, 5_000))
+        assert stage.found() == expected
+
+    @pytest.mark.parametrize("ahead_ms, expected", [(0, ["HLC-4"]), (5_000, [])])
+    def test_who_is_stopped_by_others_clocks_alone_is_reported(self, ahead_ms, expected):
+        stage = Stage(Time, "eu", "us", "ap")
+        self.be_ahead(stage, ahead_ms)
+        stage.node("eu").replica._here.stamps = False
+        stage.submit("us")
+        stage.deliver("us")
+        assert stage.found() == expected
+
+    @pytest.mark.parametrize("past_ms, expected", [(-1_000, []), (3_000, ["TIME-2"])])
+    def test_who_wakes_and_starts_what_is_past_its_deadline_is_reported(self, past_ms, expected):
+        stage = Stage(Time, "eu", "us")
+        task = stage.submit("eu", deadline_ms=(EPOCH_US + stage.world.kernel.now_us) // 1_000 + 10_000 - past_ms)
+        stage.wait(10_000)
+        stage.trace.add("node.resume", "eu", "eu")
+        stage.claim("eu", task)
+        assert stage.found() == expected
 
     def test_a_counter_that_runs_away_is_reported(self):
         stage = Stage(Time, "eu", "us")
