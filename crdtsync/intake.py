@@ -51,6 +51,8 @@ class Intake:
         self._blocked = False  # the next commit to apply waits for facts on disk
         self._reading: set[int] = set()
         self._read_retry_ms = 0  # a commit on disk was unreadable: not asked for again before
+        self._joining = 0  # frames of a snapshot whose rows wait for what the disk holds of the same tasks
+        self._when_joined: list[Callable[[], None]] = []
         self.fresh: list[tuple[Commit, RegionId | None]] = []  # in the batch being gathered
         self.taken: dict[RegionId, int] = {}  # bytes of peers' commits in it, to be credited again
 
@@ -185,8 +187,22 @@ class Intake:
                     self._here.table.mark_dirty(task)
                 self._here.table.touch(task)
             self.credit(peer, size)
+            self._joining -= 1
+            if not self._joining:
+                waiting, self._when_joined = self._when_joined, []
+                for then in waiting:
+                    then()
 
+        self._joining += 1
         self._require([row.task for row in rows], join)
+
+    def when_joined(self, then: Callable[[], None]) -> None:
+        """Run `then` once all rows that have come are joined. Before that a snapshot is not adopted: its floor would be
+        believed here, and told to others, without the facts that it stands for."""
+        if self._joining:
+            self._when_joined.append(then)
+        else:
+            then()
 
     def floor(self) -> Heads:
         """What was dropped from the log here."""

@@ -9,6 +9,7 @@ acknowledges nothing, and touches nothing older than itself while a peer may kno
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 from crdtsync.clock import Now
@@ -56,6 +57,7 @@ class Keeper(Protocol):
 
     def arrived(self, peer: RegionId, blobs: Sequence[bytes], size: int) -> None: ...
     def join_rows(self, peer: RegionId, rows: Sequence[TaskRow], size: int) -> None: ...
+    def when_joined(self, then: Callable[[], None]) -> None: ...
     def adopt(self, state: bytes) -> None: ...
     def snapshot_state(self) -> bytes: ...
     def floor(self) -> Heads: ...
@@ -91,6 +93,7 @@ class Neighbours:
         self._catching: dict[RegionId, tuple[int, int, Heads | None]] = {}  # linked since, at most until, its heads
         # A snapshot brought facts ahead of the heads, up to here. Kept on disk, as they are.
         self._until: Heads | None = None
+        self._adopting = 0  # snapshots that have come, and whose rows are not all joined yet
         self._incoming: set[RegionId] = set()  # peers whose snapshot's rows are coming in, ahead of their heads
         self.limits: LimitsHost  # set by the replica, before anything arrives
         self.twin: WriterId | None = None  # another living incarnation of this node: claim and acknowledge nothing
@@ -147,7 +150,7 @@ class Neighbours:
         heads, digest = self._durable
         if self._here.table.damaged:
             return heads, b""  # what lacks here is no divergence
-        if self._incoming:
+        if self._incoming or self._adopting:
             return heads, b""
         if self._until is not None:
             if not heads.covers(self._until):
@@ -236,7 +239,8 @@ class Neighbours:
                     self._keeper.join_rows(peer, rows, size)
                 case SnapshotDone(peer, _, state, until, _, _):
                     self._incoming.discard(peer)
-                    self._adopt(peer, state, until)
+                    self._adopting += 1
+                    self._keeper.when_joined(partial(self._adopt, peer, state, until))
                 case SnapshotAborted(peer, _, reason):
                     self._incoming.discard(peer)
                     here.notify("warning", "snapshot.aborted", peer=peer, reason=reason)
@@ -267,6 +271,7 @@ class Neighbours:
         here.stability.advance(here.log.applied)
 
     def _adopt(self, peer: RegionId, state: bytes, until: Heads) -> None:
+        self._adopting -= 1
         try:
             self._keeper.adopt(state)
         except CrdtSyncError as error:
@@ -353,7 +358,7 @@ class Neighbours:
 
         What is written on their ground would not name them in its `deps`: happened-before would be wrong.
         """
-        if self._incoming:
+        if self._incoming or self._adopting:
             return True
         if self._until is None:
             return False

@@ -72,7 +72,9 @@ def test_a_drawn_load_is_one_that_its_regions_can_bear():
         scenario = draw(seed)
         slots = min(region.workers * region.credits for region in scenario.regions)
         per_s = sum(load.arrivals.per_s for load in scenario.loads) / len(scenario.regions)
-        work = sum(load.arrivals.per_s * swarm.WORK_S[load.model] for load in scenario.loads) / len(scenario.regions)
+        work = sum(load.arrivals.per_s * swarm.WORK_S.get(load.model, 0) for load in scenario.loads) / len(
+            scenario.regions
+        )
         assert work <= swarm.UTILISATION_MAX * slots + 0.01
         for fault in scenario.plan.faults:
             if fault.kind == "burst":
