@@ -54,6 +54,7 @@ PLACES: Final[dict[str, tuple[float, float]]] = {
 }
 REGION_COUNTS: Final = (2, 3, 3, 4, 5, 5, 5, 6, 7)  # drawn from; most users have three or five
 LOCKS_SHARE: Final = 0.4  # of the seeds whose users hold locks too
+QUORUM_SHARE: Final = 0.2  # of the seeds that have quorum tasks
 MODEL_WEIGHTS: Final = {
     "noop": 2,
     "flaky": 2,
@@ -88,7 +89,7 @@ def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
     healed: tuple[str, ...] = ()
     if len(names) > 2 and rng.random() < 0.15:  # a core alone: whoever is left out stays as it is
         healed = tuple(sorted(rng.sample(names, len(names) // 2 + 1)))
-    loads = _loads(_stream(seed, "loads"), regions)
+    loads = _under_leases(_stream(seed, "quorum"), _loads(_stream(seed, "loads"), regions))
     kinds = _kinds(seed)
     settings = _settings(_stream(seed, "settings"))
     links = _links(_stream(seed, "links"))
@@ -203,6 +204,21 @@ def _loads(rng: random.Random, regions: tuple[Region, ...]) -> tuple[Load, ...]:
             options["delay_ms"] = rng.randint(1, 5_000)
         loads.append(Load(model, Arrivals(shape, per_s, burst=rng.choice((3, 10))), options=options))
     return tuple(loads)
+
+
+def _under_leases(rng: random.Random, loads: tuple[Load, ...]) -> tuple[Load, ...]:
+    """Some of the loads as `quorum` tasks, of their queue's lease or each of its own; keyed ones have their key's."""
+    if rng.random() >= QUORUM_SHARE:
+        return loads
+    under = []
+    for load in loads:
+        options = dict(load.options)
+        if rng.random() < 0.7:
+            options["partition"] = "quorum"
+            if load.model != "keyed" and rng.random() < 0.2:
+                options["scope"] = "task"
+        under.append(replace(load, options=options))
+    return tuple(under)
 
 
 def _slots(regions: tuple[Region, ...]) -> int:
