@@ -97,13 +97,13 @@ def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
         _fault(seed, place, kinds, names, heal_ms) for place in range(_stream(seed, "faults").randint(1, FAULTS_MAX))
     ]
     faults += _besides(seed, names, loads, heal_ms)
-    faults = [_bearable(fault, loads, regions) if fault.kind == "burst" else fault for fault in faults]
     locks = _stream(seed, "locks")
     settings["lease_ms"] = locks.choice((1_500, 3_000, 5_000))
     if locks.random() < LOCKS_SHARE:  # they take no worker's slot
         loads = (*loads, Load("locks", Arrivals("poisson", round(locks.uniform(0.2, 1.0), 2))))
     limits, limited = _limits(seed)
     loads = (*loads, *limited)
+    faults = [_bearable(fault, loads, regions) if fault.kind == "burst" else fault for fault in faults]
     drawn: dict[str, Any] = {
         "regions": len(names),
         "distances": f"{links.rtt_ms:g} ms" if alike else "places",
@@ -229,10 +229,10 @@ def _slots(regions: tuple[Region, ...]) -> int:
 def _bearable(burst: Fault, loads: tuple[Load, ...], regions: tuple[Region, ...]) -> Fault:
     """The burst, tamed and cut short where it would bring more than its regions get done: see `BURST_TASKS_MAX`."""
     per_s = sum(load.arrivals.per_s for load in loads) / len(regions)  # in one region
-    work_per_s = sum(load.arrivals.per_s * WORK_S[load.model] for load in loads) / len(regions)
+    work_per_s = sum(load.arrivals.per_s * WORK_S.get(load.model, 0.0) for load in loads) / len(regions)
     able_work_s = BURST_WORK_S_MAX * _slots(regions)
     # One arrival may be all that it multiplies.
-    extra = min(burst.number("factor") - 1, able_work_s / max(WORK_S[load.model] for load in loads))
+    extra = min(burst.number("factor") - 1, able_work_s / max(WORK_S.get(load.model, 0.0) for load in loads))
     targets = len(regions) if "*" in burst.targets else len(burst.targets)
     able_s = min(BURST_TASKS_MAX / (per_s * targets), able_work_s / work_per_s) / max(extra, 0.1)
     duration_ms = max(BURST_MS_MIN, min(burst.duration_ms, round(able_s * 1_000)))
