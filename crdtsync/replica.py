@@ -644,6 +644,7 @@ class Replica:
             if self._neighbours.takes_part:
                 self._duties.check_lanes()
                 self._exclusive.review(mono_ms)
+            self._limits.inherit_stopped()
             here.timers.at_mono(mono_ms + LANES_MS, (what, which))
         elif what in ("ready", "deadline"):
             task = here.table.get(which)

@@ -22,6 +22,7 @@ from crdtsync.events import LimitSet, RightsBurned, RightsInherited, RightsMinte
 from crdtsync.identifiers import AttemptId, EventId, RegionId, TaskId, WriterId
 from crdtsync.protocol.peer_messages import DEMANDS_MAX, Demand
 from crdtsync.region import RegionState
+from crdtsync.scheduling.placement import rendezvous_order
 from crdtsync.scheduling.ready import Lane, ReadyQueue
 from crdtsync.scheduling.workers import Workers
 from crdtsync.task_view import TaskView
@@ -483,6 +484,18 @@ class Limits:
     def rights_left(self) -> int:
         """Rights that this region still holds, bound ones included."""
         return sum(max(0, rule.limit.rights(self._here.me)) for rule in self._rules.values() if rule.is_global)
+
+    def inherit_stopped(self) -> None:
+        """Take over what regions held that have left for good and run nothing any more, where that falls to us.
+
+        Level-triggered, so call it now and then: whoever should have done it may be forgotten next.
+        """
+        here = self._here
+        if not here.stamps or not here.is_member:
+            return
+        for region, forgotten in here.membership.forgotten.items():
+            if forgotten.stopped and rendezvous_order(region.encode(), here.membership.owners)[0] == here.me:
+                self.inherit(region)
 
     def inherit(self, region: RegionId) -> None:
         """Take over whatever rights `region` held, and its minting.

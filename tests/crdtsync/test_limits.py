@@ -462,6 +462,22 @@ def test_the_rights_of_a_region_that_was_stopped_for_good_are_inherited_once_and
     assert watch.most == 10
 
 
+@pytest.mark.parametrize("stopped", [True, False])
+def test_rights_come_back_from_who_is_forgotten_only_by_the_word_that_it_runs_no_more(stopped: bool) -> None:
+    cluster = limited("eu", "us", "ap", limit=globally(9))
+    cluster.run_for(15_000)
+    cluster.crash("ap")
+    cluster.run_for(1_000)
+    cluster.nodes[RegionId("eu")].ask(c.ForgetRegion(("ap",), stopped, False))
+    cluster.run_for(5_000)
+    assert "ap" in cluster.membership("eu").forgotten
+    watch = Watch(cluster)
+    flood(cluster, "eu", 200)
+    watch.run_for(6_000)
+    assert (watch.most == 9) is stopped
+    assert watch.most <= 9
+
+
 def test_limits_survive_a_restart_a_snapshot_and_a_rebuild_with_equal_digests() -> None:
     cluster = limited("eu", "us", "ap", limit=globally(9), retention_ms=1_000)
     for region in cluster.nodes:
