@@ -132,7 +132,11 @@ class Replica:
             reachable=self._neighbours.reachable,
         )
         self._exclusive = Exclusive(
-            self._neighbours.leases, settings.namespace, touch=self._touch, serves=self._workers.serves
+            self._neighbours.leases,
+            settings.namespace,
+            touch=self._touch,
+            serves=self._workers.serves,
+            starts=lambda: here.stamps,
         )
         self._neighbours.leases.listen(self._exclusive.changed)
         self._neighbours.leases.in_use = self._exclusive.in_use

@@ -92,6 +92,7 @@ class Exclusive:
     Args:
         touch: Have a task reviewed again.
         serves: Whether a worker here runs such tasks at all.
+        starts: Whether this region starts anything at present: not while its clock is off.
     """
 
     def __init__(
@@ -101,11 +102,13 @@ class Exclusive:
         *,
         touch: Callable[[TaskId], None],
         serves: Callable[[Lane], bool],
+        starts: Callable[[], bool],
     ) -> None:
         self._leases = leases
         self._namespace = namespace
         self._touch = touch
         self._serves = serves
+        self._starts = starts
         self._scopes: dict[str, _Scope] = {}
         self._scope_of: dict[TaskId, str] = {}
         self._ran_in: dict[AttemptId, str] = {}
@@ -158,7 +161,7 @@ class Exclusive:
         return scope, known
 
     def _want(self, scope: str, known: _Scope) -> None:
-        if known.wanted or not any(self._serves(lane) for lane in dict.fromkeys(known.waiting.values())):
+        if known.wanted or not self._is_served(known):
             return
         try:
             self._leases.want(scope)
@@ -226,14 +229,16 @@ class Exclusive:
                 self._give_back(scope, known)
 
     def _is_needed(self, known: _Scope) -> bool:
-        served = any(self._serves(lane) for lane in dict.fromkeys(known.waiting.values()))
-        return served or bool(known.ready) or bool(known.open)
+        return bool(known.open) or self._is_served(known) or (bool(known.ready) and self._starts())
+
+    def _is_served(self, known: _Scope) -> bool:
+        return self._starts() and any(self._serves(lane) for lane in dict.fromkeys(known.waiting.values()))
 
     def _give_back(self, scope: str, known: _Scope) -> None:
         if known.wanted:
             known.wanted = False
             self._leases.unwant(scope)
-        if not known.waiting:
+        if not known.waiting and not known.ready:
             del self._scopes[scope]
 
     # Telling -----------------------------------------------------------------------------------

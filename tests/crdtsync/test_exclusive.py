@@ -49,7 +49,10 @@ class World:
         self.lessor = Lessor()
         self.touched: list[TaskId] = []
         self.served = True
-        self.exclusive = Exclusive(self.lessor, "default", touch=self.touched.append, serves=lambda _: self.served)
+        self.starts = True
+        self.exclusive = Exclusive(
+            self.lessor, "default", touch=self.touched.append, serves=lambda _: self.served, starts=lambda: self.starts
+        )
 
     def grant(self, scope: str = SCOPE, token: int = 7, starts_until_ms: int = 1_000) -> None:
         self.lessor.leases[scope] = Held(token, 2_000, starts_until_ms, True)
@@ -156,3 +159,26 @@ def test_an_earlier_submission_with_a_key_moves_a_task_to_another_scope(world: W
     world.exclusive.review(0)
     world.exclusive.review(IDLE_MS)
     assert world.lessor.wanted == ["key:default/charge/A17"]
+
+
+def test_a_region_that_starts_nothing_gives_its_leases_back_once_nothing_runs(world: World) -> None:
+    world.exclusive.wait(task(1), LANE)
+    world.exclusive.wait(task(2), LANE)
+    world.grant()
+    world.exclusive.ready(task(2))
+    attempt = EventId(1, writer("eu"), 1, 0)
+    world.exclusive.began(task(1), attempt, 7)
+    world.exclusive.forget(task(1).task)
+    world.starts = False
+    world.exclusive.review(0)
+    world.exclusive.review(5 * IDLE_MS)
+    assert world.lessor.wanted == [SCOPE], "what runs under it goes on"
+    world.exclusive.ended(attempt)
+    world.exclusive.review(6 * IDLE_MS)
+    world.exclusive.review(7 * IDLE_MS)
+    assert world.lessor.wanted == []
+    world.exclusive.wait(task(2), LANE)
+    assert world.lessor.wanted == []
+    world.starts = True
+    world.exclusive.review(8 * IDLE_MS)
+    assert world.lessor.wanted == [SCOPE]
