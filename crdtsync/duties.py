@@ -224,7 +224,7 @@ class Duties:
         if needs is not None and (needs.loading or needs.unmet):
             self._leave_queue(task)
             return False
-        if self._must_wait(submission):
+        if self._must_wait(submission, submitted):
             self._leave_queue(task)
             return False
         when = max(submitted.not_before_ms, next_attempt_at_ms(view))
@@ -259,12 +259,12 @@ class Duties:
 
     first_own_stamp = 0  # of this incarnation; older work waits until the disk is trusted
 
-    def _must_wait(self, submission: EventId) -> bool:
+    def _must_wait(self, submission: EventId, submitted: Submitted) -> bool:
         """Whether it is too early to start this task: it is older than our start and the disk not yet trusted, or a
         snapshot's rows tell of it and what we write could not name its submission in the `deps`."""
         old = submission.stamp < self.first_own_stamp
         foreign = submission.writer != self._here.writer
-        return (old and not self._may_touch_old()) or (foreign and self._runs_ahead())
+        return (old and not self._may_touch_old()) or ((foreign or bool(submitted.after)) and self._runs_ahead())
 
     # Timers ------------------------------------------------------------------------------------
 

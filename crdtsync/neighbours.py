@@ -49,6 +49,7 @@ from crdtsync.region import RegionState
 CUT_BYTES_MAX: Final = 1 << 16
 AHEAD_BYTES_MAX: Final = 1 << 22
 GONE_MS: Final = 10_000  # how long nobody must have a commit that was acknowledged, before it is given up
+TORN_MS: Final = 60_000  # for how long nothing is started on what a snapshot left that broke off, at most
 CATCH_UP_MS: Final = 10_000  # after a heal, how long older work waits at most for the peer's side of the story
 
 
@@ -93,6 +94,8 @@ class Neighbours:
         self._catching: dict[RegionId, tuple[int, int, Heads | None]] = {}  # linked since, at most until, its heads
         # A snapshot brought facts ahead of the heads, up to here. Kept on disk, as they are.
         self._until: Heads | None = None
+        # Whose snapshot broke off when rows had come: since when, and whether it has been linked anew.
+        self._torn: dict[RegionId, tuple[int, bool]] = {}
         self._adopting = 0  # snapshots that have come, and whose rows are not all joined yet
         self._incoming: set[RegionId] = set()  # peers whose snapshot's rows are coming in, ahead of their heads
         self.limits: LimitsHost  # set by the replica, before anything arrives
@@ -150,7 +153,7 @@ class Neighbours:
         heads, digest = self._durable
         if self._here.table.damaged:
             return heads, b""  # what lacks here is no divergence
-        if self._incoming or self._adopting:
+        if self._incoming or self._adopting or self._still_torn():
             return heads, b""
         if self._until is not None:
             if not heads.covers(self._until):
@@ -242,10 +245,14 @@ class Neighbours:
                     self._adopting += 1
                     self._keeper.when_joined(partial(self._adopt, peer, state, until))
                 case SnapshotAborted(peer, _, reason):
+                    if peer in self._incoming:
+                        self._torn[peer] = (here.now.mono_ms, False)
                     self._incoming.discard(peer)
                     here.notify("warning", "snapshot.aborted", peer=peer, reason=reason)
                 case PeerOpened(peer):
                     self._catching[peer] = (here.time_ms, here.now.mono_ms + CATCH_UP_MS, None)
+                    if peer in self._torn:
+                        self._torn[peer] = (self._torn[peer][0], True)
                     self.leases.linked(peer)
                 case PeerClosed(peer):
                     self._incoming.discard(peer)
@@ -269,6 +276,15 @@ class Neighbours:
                 case _:  # links opened and closed, acknowledgements: gossip and stability have noted them
                     pass
         here.stability.advance(here.log.applied)
+
+    def _still_torn(self) -> list[tuple[int, bool]]:
+        """Snapshots that broke off, and whose facts may still run ahead of our heads: until these cover what the sender
+        tells when it is back, nobody knows how far its rows went."""
+        for peer, (_, again) in list(self._torn.items()):
+            goal = self.gossip.peer_have(peer, self._here.domain) if again else None
+            if self._here.membership.has_lost(peer) or (goal is not None and self._here.log.applied.covers(goal)):
+                del self._torn[peer]
+        return list(self._torn.values())
 
     def _adopt(self, peer: RegionId, state: bytes, until: Heads) -> None:
         self._adopting -= 1
@@ -359,6 +375,8 @@ class Neighbours:
         What is written on their ground would not name them in its `deps`: happened-before would be wrong.
         """
         if self._incoming or self._adopting:
+            return True
+        if any(self._here.now.mono_ms - since_ms < TORN_MS for since_ms, _ in self._still_torn()):
             return True
         if self._until is None:
             return False

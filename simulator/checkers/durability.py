@@ -271,10 +271,13 @@ class Durability(Family):
             return
         nodes = [node for node in world.healed_nodes() if node.replica is not None]
         known = {node.name: node.tasks() for node in nodes}
+        healed = {node.name for node in nodes}
         for task, (region, record) in self._promised.items():
             facts = [f for f in self.chronicle.tasks.get(task, ()) if type(f.event) is ev.Submitted]
             if not any(self.chronicle.survives(fact.id) for fact in facts):
                 continue  # judged by DUR-1 when it was promised; its disk is gone, and nobody else had it yet
+            if region not in healed and not any(task in known[node.name] for node in nodes):
+                continue  # whoever has it is still as the faults left it: it need not have told anybody
             self.judged_task("DUR-2", task)
             for node in nodes:
                 if task not in known[node.name]:

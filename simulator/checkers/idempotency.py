@@ -163,6 +163,9 @@ class Idempotency(Family):
         for attempt, key, earlier in before:
             if attempt == mine.id:
                 continue
+            if verdict.exclusive:
+                self._under_leases(record, task, name, mine, verdict.attempt(attempt), key, earlier)
+                continue
             follows = _keys_follow(line, attempt, verdict)
             if follows and key != record.id:
                 self.fail(
@@ -180,6 +183,18 @@ class Idempotency(Family):
                     task=task,
                     events=(earlier.seq, record.seq),
                 )
+
+    def _under_leases(
+        self, record: Record, task: bytes, name: str, mine: Try, other: Try | None, key: str, earlier: Record
+    ) -> None:
+        """Attempts of a `quorum` task have the same keys in whatever region, if they run on the same inputs."""
+        if other is not None and other.claim.inputs == mine.claim.inputs and key != record.id:
+            self.fail(
+                "IDEM-2",
+                f"the sink was told {name!r} of {named(task)} under two keys by attempts that exclude one another",
+                task=task,
+                events=(earlier.seq, record.seq),
+            )
 
 
 def _keys_follow(line: list[Try], attempt: EventId, verdict: Verdict) -> bool:
