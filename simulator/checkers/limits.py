@@ -120,6 +120,8 @@ class Limits(Family):
             and self.chronicle.saw(id, attempt)
             and not (attempt in limit.ended and self.chronicle.saw(id, limit.ended[attempt]))
         )
+        if setting.scope == "global" and any(name.startswith(f"{region}~") for name in self.chronicle.nodes):
+            return  # its two processes used the same rights, and neither knew before they met (decision 0013)
         self.judged("CAP-1", record.node, record)
         if running > cap:
             self.fail(
