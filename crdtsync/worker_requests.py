@@ -15,10 +15,12 @@ from crdtsync.errors import (
     LostLeaseError,
     OverloadedError,
     PayloadTooLargeError,
+    RemoteProtocolError,
     UnknownAttemptError,
 )
-from crdtsync.events import Checkpointed, Declared, EffectRecorded, Options
+from crdtsync.events import KIND_OF, Checkpointed, Declared, EffectRecorded, Options
 from crdtsync.identifiers import AttemptId, EventId, WorkerId
+from crdtsync.log.shapes import check_events
 from crdtsync.protocol.codec import encode_value
 from crdtsync.region import RegionState
 from crdtsync.scheduling.dispatch import STAMPS_RETRY_MS, Dispatcher
@@ -27,6 +29,7 @@ from crdtsync.tasks import Task
 
 DECLARATIONS_MAX: Final = 10_000  # task names in the cluster
 CREDITS_MAX: Final = 10_000
+NAME_CHARS_SHOWN: Final = 100  # of a name in an error
 HandlerCommand: TypeAlias = c.Complete | c.RecordEffect | c.SaveCheckpoint
 EFFECTS_PER_ATTEMPT_MAX: Final = 10_000
 
@@ -108,6 +111,8 @@ class WorkerRequests:
             self._refuse(ticket, InvalidRequestError(f"a cluster declares at most {DECLARATIONS_MAX} tasks"))
             return
         try:
+            for task in command.tasks:
+                self._declared(command.app, task)
             self._declare_limits(command.app, command.limits)
         except CrdtSyncError as error:
             self._refuse(ticket, error)
@@ -154,7 +159,8 @@ class WorkerRequests:
         if worker is not None:
             self._dispatcher.assign_again(worker, frozenset(EventId(*ref) for ref in command.running))  # type: ignore[arg-type]
 
-    def _declare(self, app: str, task: c.TaskDeclaration) -> None:
+    def _declared(self, app: str, task: c.TaskDeclaration) -> Declared:
+        """The fact that declares a task. Raises InvalidRequestError if others could not read it."""
         options = Options(
             partition=policy_of(task.partition, task.scope, keyed=False),
             attempts=task.attempts,
@@ -170,6 +176,14 @@ class WorkerRequests:
             non_retryable=task.non_retryable,
         )
         declared = Declared(task.name, app, task.queue, task.priority, options)
+        try:
+            check_events(((KIND_OF[Declared], *declared[:-1], tuple(options)),))
+        except RemoteProtocolError as error:
+            raise InvalidRequestError(f"task {task.name[:NAME_CHARS_SHOWN]!r} cannot be declared: {error}") from error
+        return declared
+
+    def _declare(self, app: str, task: c.TaskDeclaration) -> None:
+        declared = self._declared(app, task)
         known = self._here.declared.get(task.name, {}).get(self._here.me)
         if known is None or known[1] != declared:
             self._here.write(declared)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from crdtsync import commands as c
 from crdtsync import effects as e
 from crdtsync import requests
+from crdtsync.identifiers import RegionId, WorkerId
 from crdtsync.protocol.codec import encode_value
 from tests.cluster import EPOCH_MS, AskError, Cluster, Outcome, never, succeed
 
@@ -257,6 +260,22 @@ def test_an_unknown_parent_is_refused() -> None:
     with pytest.raises(AskError) as refused:
         cluster.submit("eu", "noop", after=(b"x" * 16,))
     assert refused.value.code == "dependency"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"partition": "majority"}, {"cancel": "perhaps"}, {"priority": 99}, {"attempts": -1}]
+)
+def test_a_worker_that_declares_what_nobody_could_read_is_refused_and_not_employed(wrong: dict[str, Any]) -> None:
+    """Written all the same, it would have been a commit that peers take for malformed."""
+    cluster = Cluster("eu", tasks={"noop": succeed})
+    node = cluster.nodes[RegionId("eu")]
+    declared = c.TaskDeclaration("pay", **wrong)
+    with pytest.raises(AskError) as refused:
+        node.ask(c.WorkerHello("w", "app", (c.TaskDeclaration("fine"), declared), 5))
+    assert refused.value.code == "invalid"
+    assert node.replica is not None
+    assert not {"pay", "fine"} & node.replica._here.declared.keys()
+    assert node.replica._workers.get(WorkerId("w")) is None
 
 
 def test_a_name_that_nobody_declared_is_refused() -> None:
