@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
-from crdtsync.commands import LimitDeclaration, TaskDeclaration
+from crdtsync.commands import PARTITIONS, LimitDeclaration, TaskDeclaration
 from crdtsync.errors import ConfigError
 from crdtsync.limit import Limit
 
-PARTITION_POLICIES: Final = ("wait", "takeover", "quorum")
 LEASE_SCOPES: Final = ("queue", "task")
 CANCEL_POLICIES: Final = ("wins", "loses")
 NAME_CHARS_MAX: Final = 200
@@ -225,7 +224,7 @@ class App:
         if not isinstance(policy, Retry):
             raise ConfigError(f"retry={retry!r}: expected Retry(...), as in retry=Retry(attempts=5)")
         _check_range("priority", priority, 0, 9)
-        _check_choice("partition", partition, PARTITION_POLICIES)
+        _check_choice("partition", partition, PARTITIONS)
         _check_choice("scope", scope, LEASE_SCOPES)
         if cancel is not None:
             _check_choice("cancel", cancel, CANCEL_POLICIES)

@@ -7,11 +7,14 @@ Ids travel as bytes, payloads and results as opaque canonical CBOR.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
 AttemptRef: TypeAlias = tuple[int, str, int, int]  # an EventId, field by field
+
+
+PARTITIONS: Final = ("wait", "takeover", "quorum")  # what may be asked for of a task
 
 
 class Command(msgspec.Struct, frozen=True, tag=True, tag_field="op", omit_defaults=True, forbid_unknown_fields=True):

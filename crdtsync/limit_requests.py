@@ -10,6 +10,7 @@ from crdtsync.coordination.limits import AMOUNT_MAX, LIMITS_MAX, Limit, limit_id
 from crdtsync.effects import Reply
 from crdtsync.errors import InvalidRequestError, OverloadedError, UnknownLimitError
 from crdtsync.events import LimitSet
+from crdtsync.limit import SCOPES
 from crdtsync.log.shapes import LIMIT_TARGETS
 from crdtsync.region import RegionState
 from crdtsync.scheduling.limits import Limits
@@ -17,7 +18,6 @@ from crdtsync.scheduling.limits import Limits
 OPERATOR: Final = "operator"
 PERIOD_MS_MAX: Final = 31 * 86_400_000
 TARGET_CHARS_MAX: Final = 500
-SCOPES: Final = ("global", "region")
 
 
 class LimitRequests:

@@ -39,6 +39,7 @@ class Shared(NamedTuple):
 
 
 def majority_of(members: int) -> int:
+    """How many of so many are more than half: any two such sets share one."""
     return members // 2 + 1
 
 

@@ -47,7 +47,6 @@ LABEL_CHARS_MAX: Final = 500
 SPECS_MAX: Final = 10_000  # tasks in one bulk submit
 DELAY_MS_MAX: Final = 10 * 366 * 86_400_000
 GENERATIONS_MAX: Final = 1_000_000
-PARTITIONS: Final = ("wait", "takeover", "quorum")
 PAGE_TASKS_MAX: Final = 500  # of a listing: turning them into records holds the loop for some 50 ms
 PAGE_CONFLICTS_MAX: Final = 100  # tasks with conflicts in a page: their compensations are brought into memory
 PAGE_BYTES_MAX: Final = 1 << 20  # of facts in a page, beyond its first task
@@ -168,8 +167,6 @@ class Requests:
     def _checked(self, spec: c.TaskSpec) -> Declared:
         settings = self._here.settings
         declared = self._here.declaration(spec.name)
-        if spec.partition is not None and spec.partition not in PARTITIONS:
-            raise InvalidRequestError(f"partition is one of {', '.join(PARTITIONS)}, not {spec.partition!r}")
         if declared is None:
             known = ", ".join(sorted(self._here.declared)[:10]) or "none yet: is a worker connected?"
             raise UndeclaredTaskError(

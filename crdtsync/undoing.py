@@ -63,11 +63,12 @@ def is_settled(facts: Facts, view: TaskView, stable: Stable) -> bool:
     attempts share effect keys, and which of them recorded one first must be known before it is undone.
     """
     shares_keys = view.submitted is not None and view.submitted.options.exclusive
-    if view.is_cancelled_for_good and not shares_keys:
-        return True
-    if view.winner is not None and not shares_keys:
-        winner = view.attempt(view.winner)
-        return winner is not None and winner.end is not None and stable(winner.end)
+    if not shares_keys:
+        if view.is_cancelled_for_good:
+            return True
+        if view.winner is not None:
+            winner = view.attempt(view.winner)
+            return winner is not None and winner.end is not None and stable(winner.end)
     if view.state not in ENDED or view.open_attempts:
         return False
     return all(stable(event_id) for event_id, _ in facts.events())

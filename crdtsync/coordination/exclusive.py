@@ -11,10 +11,12 @@ gives a lease back when nothing needs it any more.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
+from crdtsync.commands import PARTITIONS
 from crdtsync.coordination.lease import DRIFT_PPM
 from crdtsync.coordination.leases import Held
 from crdtsync.errors import InvalidRequestError, OverloadedError
@@ -51,6 +53,7 @@ class Open(NamedTuple):
 @dataclass(slots=True)
 class _Scope:
     waiting: dict[TaskId, Lane] = field(default_factory=dict)  # a valid lease is all that they lack
+    lanes: Counter[Lane] = field(default_factory=Counter)  # of those: many tasks wait in few lanes
     ready: dict[TaskId, None] = field(default_factory=dict)  # in the ready queue
     open: dict[AttemptId, Open] = field(default_factory=dict)
     wanted: bool = False
@@ -61,8 +64,10 @@ def policy_of(partition: str, scope: str | None, *, keyed: bool) -> str:
     """The partition policy as a submission carries it, from what a user asks for.
 
     Raises:
-        InvalidRequestError: If the scope is none, or doesn't fit.
+        InvalidRequestError: If the policy or the scope is none, or the two don't fit.
     """
+    if partition not in (*PARTITIONS, TASK_SCOPE):
+        raise InvalidRequestError(f"partition is one of {', '.join(PARTITIONS)}, not {partition!r}")
     if not partition.startswith("quorum"):
         if scope:
             raise InvalidRequestError(f"scope={scope!r} is for partition='quorum', not {partition!r}")
@@ -120,34 +125,40 @@ class Exclusive:
 
     def token(self, submitted: Submitted, mono_ms: int) -> int:
         """The token under which an attempt may begin now, 0 if none may."""
-        scope = self.scope(submitted)
-        lease = self._leases.held(scope)
-        return lease.token if lease is not None and self._is_usable(scope, mono_ms) else 0
+        return self._usable(self.scope(submitted), mono_ms)
 
-    def _is_usable(self, scope: str, mono_ms: int) -> bool:
+    def _usable(self, scope: str, mono_ms: int) -> int:
         lease = self._leases.held(scope)
-        return lease is not None and lease.ready and mono_ms < lease.starts_until_mono_ms
+        return lease.token if lease is not None and lease.ready and mono_ms < lease.starts_until_mono_ms else 0
 
     def wait(self, submitted: Submitted, lane: Lane) -> None:
         """A valid lease is all that the task lacks: try to get it."""
         scope, known = self._of(submitted)
-        known.ready.pop(submitted.task, None)
+        self._leave(known, submitted.task)
         known.waiting[submitted.task] = lane
+        known.lanes[lane] += 1
         self._want(scope, known)
 
     def ready(self, submitted: Submitted) -> None:
         """The task is in the ready queue, under a lease that is held."""
         _, known = self._of(submitted)
-        known.waiting.pop(submitted.task, None)
+        self._leave(known, submitted.task)
         known.ready[submitted.task] = None
 
     def forget(self, task: TaskId) -> None:
         """The task needs no lease now: it runs, has ended, or something else is missing first."""
         scope = self._scope_of.pop(task, None)
         if scope is not None:
-            known = self._scopes[scope]
-            known.waiting.pop(task, None)
-            known.ready.pop(task, None)
+            self._leave(self._scopes[scope], task)
+
+    @staticmethod
+    def _leave(known: _Scope, task: TaskId) -> None:
+        known.ready.pop(task, None)
+        lane = known.waiting.pop(task, None)
+        if lane is not None:
+            known.lanes[lane] -= 1
+            if not known.lanes[lane]:
+                del known.lanes[lane]
 
     def _of(self, submitted: Submitted) -> tuple[str, _Scope]:
         scope = self.scope(submitted)
@@ -185,9 +196,9 @@ class Exclusive:
 
     def left_ms(self, attempt: AttemptId, mono_ms: int) -> int:
         """For how long an attempt is still covered unless the lease is renewed, by the clock of another process."""
-        known = self._scopes.get(self._ran_in.get(attempt, ""))
-        lease = self._leases.held(self._ran_in[attempt]) if known is not None else None
-        if known is None or lease is None or lease.token != known.open[attempt].token:
+        scope = self._ran_in.get(attempt)
+        lease = None if scope is None else self._leases.held(scope)
+        if scope is None or lease is None or lease.token != self._scopes[scope].open[attempt].token:
             return 0
         left_ms = lease.until_mono_ms - mono_ms
         return max(0, left_ms - left_ms * DRIFT_PPM // 1_000_000 - 1)
@@ -218,11 +229,13 @@ class Exclusive:
         for scope, known in list(self._scopes.items()):
             if known.waiting:
                 self._want(scope, known)
-                if self._is_usable(scope, mono_ms):  # renewed in the last moment
+                if self._usable(scope, mono_ms):  # renewed in the last moment
                     for task in known.waiting:
                         self._touch(task)
             if self._is_needed(known):
                 known.idle_since_ms = None
+            elif known.wanted and self._leases.held(scope) is None:
+                self._give_back(scope, known)  # not got yet, and no longer needed
             elif known.idle_since_ms is None:
                 known.idle_since_ms = mono_ms
             elif mono_ms - known.idle_since_ms >= IDLE_MS:
@@ -232,7 +245,7 @@ class Exclusive:
         return bool(known.open) or self._is_served(known) or (bool(known.ready) and self._starts())
 
     def _is_served(self, known: _Scope) -> bool:
-        return self._starts() and any(self._serves(lane) for lane in dict.fromkeys(known.waiting.values()))
+        return self._starts() and any(self._serves(lane) for lane in known.lanes)
 
     def _give_back(self, scope: str, known: _Scope) -> None:
         if known.wanted:

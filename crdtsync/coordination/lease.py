@@ -44,6 +44,7 @@ from enum import IntEnum, StrEnum
 from typing import Final, NamedTuple
 
 from crdtsync.identifiers import region_of
+from crdtsync.majority import majority_of
 
 DRIFT_PPM: Final = 5_000  # ten times what NTP slews with, a hundred times what quartz drifts by
 NUMBER_MAX: Final = (1 << 53) - 1  # of ballots: milliseconds reach it in the year 287396
@@ -327,7 +328,7 @@ class Proposer:
         if answer.refusal:
             free_ms = now_ms + answer.left_ms if answer.refusal == Refusal.HELD else 0
             bid = bid._replace(no=bid.no | {voter}, free_ms=max(bid.free_ms, free_ms))
-            if members - len(bid.no) < majority(members):
+            if members - len(bid.no) < majority_of(members):
                 bid = self._fail(bid, answer.scope, now_ms)
             return bid, None
         bid = bid._replace(yes=bid.yes | {voter})
@@ -338,7 +339,7 @@ class Proposer:
         return self._granted(bid, answer.scope, now_ms), None
 
     def _won(self, bid: Bid, members: int) -> bool:
-        return len(bid.yes) >= majority(members)
+        return len(bid.yes) >= majority_of(members)
 
     def _granted(self, bid: Bid, scope: str, now_ms: int) -> Bid:
         until_ms = bid.started_ms + self.terms.lease_ms - self.terms.margin_ms
@@ -390,11 +391,6 @@ class Proposer:
         span_ms = self.terms.backoff_ms << min(tries, BACKOFF_DOUBLINGS_MAX)
         digest = hashlib.blake2b(f"{self.writer}|{scope}|{tries}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") % max(1, span_ms)
-
-
-def majority(members: int) -> int:
-    """How many of so many regions are more than half."""
-    return members // 2 + 1
 
 
 def _next(bid: Bid, event: BidEvent) -> BidState:

@@ -37,7 +37,6 @@ from crdtsync.coordination.lease import (
     Step,
     Terms,
     Vote,
-    majority,
 )
 from crdtsync.coordination.membership import Membership
 from crdtsync.effects import Notify
@@ -286,8 +285,9 @@ class Leases:
             return f"{self._here.me} is not a member (yet), and so may hold no lease"
         voters = self._here.membership.voters
         seen = self._reachable()
-        if len(seen) < majority(len(voters)):
-            return f"needs {majority(len(voters))} of {len(voters)} regions, sees {len(seen)}"
+        needed = self._here.membership.majority
+        if len(seen) < needed:
+            return f"needs {needed} of {len(voters)} regions, sees {len(seen)}"
         other = self.held_by(scope)
         if other is not None:
             return f"{other.region} holds it with token {other.token} for at most {_s(other.until_mono_ms - now_ms)}"
@@ -400,7 +400,7 @@ class Leases:
 
     def _hopeless(self) -> bool:
         """No majority can be asked now. When that changes, `linked` tries at once."""
-        return bool(self._distrusted()) or len(self._reachable()) < majority(len(self._here.membership.voters))
+        return bool(self._distrusted()) or len(self._reachable()) < self._here.membership.majority
 
     def _reachable(self) -> list[RegionId]:
         linked = {*self._linked(), self._here.me}

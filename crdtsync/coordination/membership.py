@@ -23,6 +23,7 @@ from typing import Final
 
 from crdtsync.identifiers import RegionId
 from crdtsync.log.heads import Heads
+from crdtsync.majority import majority_of
 
 VERSION_BITS: Final = 31  # both halves of `Membership.stamp` stay below
 FOUNDING_VERSION: Final = 1  # of the configured founders; 0 is a joiner that has heard of no membership yet
@@ -89,7 +90,7 @@ class Membership:
     @property
     def majority(self) -> int:
         """How many of `voters` it takes: any two such sets share a member."""
-        return len(self.voters) // 2 + 1
+        return majority_of(len(self.voters))
 
     @property
     def owners(self) -> tuple[RegionId, ...]:

@@ -28,6 +28,7 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 from crdtsync.errors import CorruptLogError
+from crdtsync.majority import majority_of
 
 RETRY_MS_MIN: Final = 300  # of a round that met a larger ballot or too few answers
 RETRY_MS_MAX: Final = 10_000
@@ -140,7 +141,7 @@ class Proposer:
 
     @property
     def majority(self) -> int:
-        return len(self.voters) // 2 + 1
+        return majority_of(len(self.voters))
 
     def begin(self) -> Ballot:
         """Start a round with a ballot above all that were met. Ask every voter to prepare it."""

@@ -20,7 +20,7 @@ from regions.cli.options import (
 from regions.cli.output import print_json, print_message, print_record, print_rows
 
 EXIT_TASK_FAILED: Final = 1
-ATTEMPT_COLUMNS: Final = ("number", "region", "term", "state", "error", "started_at", "ended_at")
+ATTEMPT_COLUMNS: Final = ("number", "region", "term", "token", "state", "error", "started_at", "ended_at")
 ALWAYS_SHOWN: Final = frozenset({"id", "name", "state", "settled", "owner", "term", "attempts", "result"})
 LIST_COLUMNS: Final = ("id", "name", "state", "settled", "queue", "owner", "term", "waiting_for")
 

@@ -182,3 +182,23 @@ def test_a_region_that_starts_nothing_gives_its_leases_back_once_nothing_runs(wo
     world.starts = True
     world.exclusive.review(8 * IDLE_MS)
     assert world.lessor.wanted == [SCOPE]
+
+
+def test_a_lease_that_was_not_got_is_given_up_at_once_when_nothing_needs_it(world: World) -> None:
+    """Found in swarm seed 203: leases of single tasks were bid for long after those had run elsewhere."""
+    world.exclusive.wait(task(), LANE)
+    world.exclusive.forget(task().task)
+    world.exclusive.review(0)
+    assert world.lessor.wanted == []
+
+
+def test_how_many_wait_costs_nothing_to_whoever_asks_which_lanes_they_are_in(world: World) -> None:
+    asked: list[Any] = []
+    world.exclusive._serves = lambda lane: bool(asked.append(lane))  # None: no worker serves it
+    for number in range(1, 101):
+        world.exclusive.wait(task(number), LANE)
+    world.exclusive.review(0)
+    assert len(asked) <= 3 * 100, "each lane once for each that comes, not once for each that waits"
+    for number in range(1, 101):
+        world.exclusive.forget(task(number).task)
+    assert not world.exclusive._scopes[SCOPE].lanes

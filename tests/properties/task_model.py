@@ -192,7 +192,7 @@ class Explorer:
         if state.lease[1] < world.grants:
             for region in range(world.regions):
                 for voter in range(world.regions):
-                    if voter != region and world.regions <= 3:  # with itself a majority
+                    if voter != region:  # the two are a majority, as there are three regions at most
                         after = self.sync(state, voter, region)._replace(syncs=state.syncs)
                         yield f"lease to {NAMES[region]}", after._replace(lease=(region, state.lease[1] + 1))
 
