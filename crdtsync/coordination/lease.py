@@ -58,7 +58,7 @@ class Terms(NamedTuple):
     margin_ms: int  # by which either side errs on the safe one
     stasis_ms: int
     renew_ms: int  # age at which a lease is renewed
-    round_ms: int  # after which a round without enough answers is given up
+    round_ms: int  # after which a first round without enough answers is given up; later ones wait for longer
     backoff_ms: int  # the first range of waiting times after a lost race
 
     @classmethod
@@ -297,7 +297,7 @@ class Proposer:
             promised=False,
             round=bid.round + 1,
             started_ms=now_ms,
-            due_ms=now_ms + self.terms.round_ms,
+            due_ms=now_ms + self._round_ms(bid),
             yes=frozenset(),
             no=frozenset(),
             free_ms=0,
@@ -311,7 +311,7 @@ class Proposer:
             renews=event is BidEvent.RENEW,
             round=bid.round + 1,
             started_ms=now_ms,
-            due_ms=now_ms + self.terms.round_ms,
+            due_ms=now_ms + self._round_ms(bid),
             yes=frozenset(),
             no=frozenset(),
             free_ms=0,
@@ -385,6 +385,11 @@ class Proposer:
             return bid, None
         idle = Bid(state=_next(bid, BidEvent.DROP), number=bid.number, round=bid.round, highest=bid.highest)
         return idle, Ask(scope, Step.RELEASE, bid.number, bid.round, bid.token, 0) if bid.number else None
+
+    def _round_ms(self, bid: Bid) -> int:
+        """How long to wait for answers: twice as long after each lost round, or a lease that is short for a wide network
+        would never be had, since every round would be given up just before its answers come."""
+        return min(self.terms.round_ms << min(bid.tries, BACKOFF_DOUBLINGS_MAX), self.terms.lease_ms)
 
     def backoff_ms(self, scope: str, tries: int) -> int:
         """How long to wait after so many lost rounds: less than `backoff_ms` at first, doubled each time."""

@@ -98,6 +98,21 @@ def test_one_region_alone_is_its_own_majority() -> None:
     assert held(cluster, "eu") is not None
 
 
+def test_a_lease_that_is_short_for_its_network_is_had_and_kept_all_the_same(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Swarm seeds 4, 312, 523: answers that took longer than a first round were never waited for."""
+    monkeypatch.setattr("tests.cluster.LINK_MS", 125)
+    want(cluster, "eu")
+    cluster.run_for(2 * LEASE_MS)
+    first = held(cluster, "eu")
+    assert first is not None
+    cluster.run_for(5 * LEASE_MS)
+    later = held(cluster, "eu")
+    assert later is not None
+    assert later.token == first.token
+
+
 def test_voters_are_silent_for_one_lease_after_their_start() -> None:
     cluster = Cluster(*REGIONS, lease_ms=LEASE_MS, workers=False)
     want(cluster, "eu")
