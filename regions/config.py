@@ -144,7 +144,7 @@ class Config(BaseSettings):
         le=600_000,
         description="Milliseconds that a lease lasts unless it is renewed; the same on every node. After a start a node "
         "votes for nobody for so long. Shorter lets `quorum` tasks go on sooner when their holder dies; a round trip to a "
-        "majority and a write to its disks must fit into a fifth of it.",
+        "majority and a write to its disks should fit into a fifth of it, and must into two fifths.",
     )
     max_hold_lease_ms: int = Field(
         default=60_000,
