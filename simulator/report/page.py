@@ -7,7 +7,7 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
-from simulator.report import svg
+from simulator.report import leases, svg
 from simulator.report.causes import causal_slice
 from simulator.report.story import Story
 from simulator.scenario_text import to_toml
@@ -24,6 +24,12 @@ LEGEND: Final = (
     ("attempt failed", "failed"),
     ("attempt lost", "lost"),
     ("attempt undo", "compensation"),
+)
+
+HELD: Final = (
+    "A row for each scope: a queue whose tasks run under one lease, a name that programs lock or lead. A bar is one tenure: one "
+    "region, one token, votes of a majority. Bars of one scope never overlap, and where a region is cut off its bar ends "
+    "before another one begins."
 )
 
 APART: Final = (
@@ -52,6 +58,7 @@ def html(world: World, result: Result, *, command: str = "") -> str:
         '<span><svg width="10" height="9"><path class="dropped" d="M2,2l6,6m0,-6l-6,6"/></svg>dropped</span>',
         '<span><svg width="16" height="9"><rect width="16" height="8" class="legend-down"/></svg>process down</span>',
         f'</p><div class="wide">{svg.lanes(story)}</div></section>',
+        _leases(story),
         '<section><h2>How far the regions were apart</h2>',
         f'<p class="note">{APART}</p><div class="wide">{svg.divergence(story)}</div></section>',
     ]  # fmt: skip
@@ -111,6 +118,15 @@ def _failures(world: World, result: Result) -> str:
     return (
         f'<section class="failures"><h2>What is wrong</h2><ul>{"".join(found)}</ul>'
         f'<details open><summary>What led to it</summary><pre class="slice">{escape(led)}</pre></details></section>'
+    )
+
+
+def _leases(story: Story) -> str:
+    if not story.leases and not story.locks:
+        return ""
+    return (
+        f'<section><h2>Who held what</h2><p class="note">{HELD}</p><p class="legend">{leases.legend(story)}</p>'
+        f'<div class="wide">{leases.leases(story)}</div></section>'
     )
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from simulator.catalogue import CATALOGUE, Aim
 from simulator.plan import Fault, split_link, text_of_ms
-from simulator.trace import SCHEMA, Record
+from simulator.report.tenures import Holding, Tenure, Tenures
+from simulator.trace import DETAILS, SCHEMA, Record
 
 if TYPE_CHECKING:
     from simulator.world import Sample, World
@@ -87,12 +88,14 @@ class Down(NamedTuple):
 
 
 class Watch:
-    """A checker that judges nothing: it looks at the clocks while the run goes on."""
+    """A checker that judges nothing: it looks at clocks, leases and locks while the run goes on."""
 
-    kinds = ("net.deliver", "disk.durable", "net.drop", "fault.start", "fault.end")
+    clock_kinds: Final = ("net.deliver", "disk.durable", "net.drop", "fault.start", "fault.end")
+    kinds = (*clock_kinds, *Tenures.kinds)
 
     def __init__(self) -> None:
         self.clocks: dict[str, list[tuple[int, int]]] = {}  # node -> (true time, error of its wall clock)
+        self.tenures = Tenures()
         self._world: World | None = None
         self._next_us = 0
 
@@ -100,7 +103,11 @@ class Watch:
         self._world = world
 
     def on_event(self, record: Record) -> None:
-        if self._world is not None and (record.at_us >= self._next_us or record.kind.startswith("fault")):
+        if self._world is None:
+            return
+        if record.kind not in self.clock_kinds:
+            self.tenures.on_event(self._world, record)
+        elif record.at_us >= self._next_us or record.kind.startswith("fault"):
             self._next_us = record.at_us + CLOCK_EVERY_US
             for name, node in self._world.nodes.items():
                 self.clocks.setdefault(name, []).append((record.at_us, node.clock.error_us(record.at_us)))
@@ -127,6 +134,9 @@ class Story:
     clocks: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     stamps: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # region -> (true time, stamp's error in us)
     conflicts: list[dict[str, Any]] = field(default_factory=list)
+    leases: list[Tenure] = field(default_factory=list)
+    locks: list[Holding] = field(default_factory=list)
+    members: list[Tick] = field(default_factory=list)  # changes of the membership, where each was first written down
 
     @classmethod
     def of(cls, world: World) -> Story:
@@ -143,6 +153,7 @@ class Story:
             watch: object = checker
             if isinstance(watch, Watch):
                 story.clocks = watch.clocks
+                story.leases, story.locks = watch.tenures.leases, watch.tenures.locks
         story._read(world)
         return story
 
@@ -156,6 +167,7 @@ class Story:
         fault_ends: dict[str, int] = {}
         hits: dict[str, int] = {active.id: sum(active.hits.values()) for active in world.faults}
         touched: dict[str, dict[str, None]] = {}
+        changes: set[tuple[int, int]] = set()
         for record in world.trace.records:
             region = record.node.partition("~")[0]
             said = dict(zip(SCHEMA[record.kind], record.data, strict=True))
@@ -190,6 +202,7 @@ class Story:
                     true_ms = record.at_us / 1_000
                     ahead_us = round(((said["stamp"] >> STAMP_LOGICAL_BITS) - EPOCH_MS - true_ms) * 1_000)
                     self.stamps.setdefault(region, []).append((record.at_us, ahead_us))
+                    self._changes(region, record, changes)
         self.downs += [Down(node.partition("~")[0], at, self.end_us, why) for node, (at, why) in down.items()]
         for attempt, beginning in begun.items():
             end_us, outcome = ended.get(attempt, (self.end_us, "open"))
@@ -205,6 +218,16 @@ class Story:
             regions = tuple(r for r in self.regions if r in touched.get(active.id, {}) or r in _named(active.fault))
             start_us = active.fault.start_ms * 1_000
             self.bands.append(Band(active.id, active.fault, start_us, end_us, regions or self.regions, hits[active.id]))
+
+    def _changes(self, region: str, record: Record, known: set[tuple[int, int]]) -> None:
+        """Who joined and who was forgotten. Whoever learns of it writes it down; the first one is drawn."""
+        if record.subject is None:
+            return
+        for event in DETAILS["commit"](record.subject)["events"]:
+            if event["event"] == "MembersChanged" and (event["epoch"], event["version"]) not in known:
+                known.add((event["epoch"], event["version"]))
+                text = f"{event['change']} {', '.join(event['regions'])}"
+                self.members.append(Tick(region, record.at_us, f"{text} (membership {event['version']})"))
 
     def _arrived(self, record: Record, sent: dict[str, Record]) -> None:
         sending = sent.pop(record.id, None)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Final
 
-from simulator.report.story import Band, Bar, Story
+from simulator.report.story import Band, Bar, Story, Tick
 
 GUTTER: Final = 92  # left of the plots, for names
 RIGHT: Final = 76  # and right of them, for the word at a milestone near the end
@@ -117,6 +117,8 @@ def lanes(story: Story) -> str:
         what = f"{gap.region} is down from {seconds(gap.start_us)} to {seconds(gap.end_us)}: {gap.reason}"
         canvas.rect(x, tops[gap.region], canvas.x(gap.end_us) - x, heights[gap.region], "down", what)
     _messages(canvas, story, tops, heights)
+    for tick in story.members:
+        _member(canvas, tick, tops, heights)
     for region in story.regions:
         _attempts(canvas, story, region, packed[region], tops[region] + 12)
     canvas.milestones(story, top - 16, y, labels=True)
@@ -178,6 +180,17 @@ def _attempts(
             canvas.add("path", css=css, title=title, d=f"M{x:.1f},{top - 2.5:.1f}l2.6,4.6h-5.2z")
     if packed[2]:
         canvas.label(GUTTER - 10, y + packed[0] * ROW, f"+{packed[2]} not drawn", "tick", "end")
+
+
+def _member(canvas: Canvas, tick: Tick, tops: Mapping[str, float], heights: Mapping[str, float]) -> None:
+    """A change of the membership, where it was written down first."""
+    if tick.region not in tops:
+        return
+    x, y, height = canvas.x(tick.at_us), tops[tick.region], heights[tick.region]
+    title = f"{tick.region} writes down at {seconds(tick.at_us)}: {tick.text}"
+    canvas.line(x, y, x, y + height, "member", title)
+    left = x > canvas.width - RIGHT - CHAR * len(tick.text)
+    canvas.label(x - 4 if left else x + 4, y + height - 4, tick.text, "member-text", "end" if left else "start")
 
 
 def _messages(canvas: Canvas, story: Story, tops: Mapping[str, float], heights: Mapping[str, float]) -> None:

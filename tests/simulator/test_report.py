@@ -1,5 +1,6 @@
 """Reports: one page that needs nothing else, and prose in the order in which a person asks."""
 
+from itertools import pairwise
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -126,3 +127,77 @@ def test_lanes_show_who_was_down_and_who_ran(world):
 
 def test_spans_of_one_row_do_not_touch():
     assert pack([(0, 10), (5, 8), (8, 12), (10, 11)]) == [0, 1, 1, 0]
+
+
+HOLDERS = Scenario(
+    name="holders",
+    regions=(Region("eu"), Region("us"), Region("ap")),
+    loads=(
+        Load("locks", Arrivals(per_s=1.5)),
+        Load("noop", Arrivals(per_s=2), options={"partition": "quorum"}),
+        Load("charge", Arrivals(per_s=1), options={"partition": "quorum", "scope": "task"}),
+    ),
+    plan=Plan((Fault("isolate", 8_000, 8_000, ("eu",)), Fault("kill", 18_000, 2_000, ("us",)))),
+    settings={"lease_ms": 3_000},
+    duration_ms=30_000,
+)
+
+
+@pytest.fixture(scope="module")
+def held():
+    world = World(HOLDERS, 1, checkers=(report.Watch(),))
+    world.run()
+    return world
+
+
+def test_a_story_tells_who_held_what_under_which_token_from_when_until_when(held):
+    story = Story.of(held)
+    granted = [record for record in held.trace.of("notify") if record.id == "lease.granted"]
+    assert [(tenure.node, tenure.token, tenure.start_us) for tenure in story.leases] == [
+        (record.node, record.subject.facts["token"], record.at_us) for record in granted
+    ]
+    assert sum(tenure.ran for tenure in story.leases) > 10
+    by_scope = {}
+    for tenure in story.leases:
+        by_scope.setdefault(tenure.scope, []).append(tenure)
+    assert {scope.partition(":")[0] for scope in by_scope} == {"queue", "user", "task"}
+    for tenures in by_scope.values():
+        for before, after in pairwise(tenures):
+            assert before.token < after.token
+            assert before.over_us(story.end_us) <= after.start_us + 2_000, "one holder at a time"
+    cut_off = [tenure for tenure in story.leases if tenure.region == "eu" and 8_000_000 < tenure.start_us < 16_000_000]
+    assert not cut_off, "no majority, no lease"
+    assert "its process died" in {tenure.why for tenure in story.leases}
+    assert len(story.locks) == len(held.trace.of("lock.held"))
+    assert sum(len(holding.acts) for holding in story.locks) == len(held.trace.of("register.write"))
+
+
+def test_a_page_draws_leases_and_locks_as_bars(held):
+    page = report.html(held, held.result())
+    start = page.index("Who held what")
+    section = page[start : page.index("</section>", start)]
+    chart = "<svg " + section.rpartition("<svg ")[2].partition("</svg>")[0] + "</svg>"
+    ET.fromstring(chart)
+    story = Story.of(held)
+    assert chart.count('class="holder ') == len(story.leases)
+    assert chart.count('class="lock"') == len(story.locks)
+    for part in ("lock-0", "queue:default", "tasks", "votes of", 'class="act"', "shade family-topology"):
+        assert part in chart, part
+
+
+def test_a_page_without_leases_has_no_empty_picture_of_them(world):
+    assert "Who held what" not in report.html(world, world.result())
+
+
+def test_a_story_tells_when_the_membership_changed():
+    scenario = Scenario(
+        name="loss",
+        regions=(Region("eu"), Region("us"), Region("ap")),
+        plan=Plan((Fault("disk_lost", 4_000, 1_800_000, ("ap",)), Fault("forget", 12_000, 0, ("ap",))), 20_000),
+        duration_ms=30_000,
+    )
+    world = World(scenario, 1)
+    world.run()
+    story = Story.of(world)
+    assert [tick.text for tick in story.members] == ["forget ap (membership 2)"]
+    assert "forget ap (membership 2)" in report.html(world, world.result())
