@@ -21,6 +21,7 @@ BENCHMARKS: Final = {
     "merge": "the core takes in what five writers wrote apart",
     "heal": "two nodes meet after a cut; what it costs, and who notices",
     "recovery": "a node starts on a disk full of tasks",
+    "crash": "kill -9 of a worker and of a node: what runs again, and how soon",
     "growth": "what each operation costs among many tasks",
     "simulator": "seeds an hour",
 }

@@ -34,7 +34,7 @@ from typing import Any, Final
 from benchmarks import peers
 from benchmarks.marks import VARIABLE, Marks
 from benchmarks.measure import DATA, Figure, calibrate, figure, file_system, flushes, machine_facts, percentile
-from benchmarks.processes import Cluster, cluster
+from benchmarks.processes import Cluster, busy, cluster
 from benchmarks.producers import (
     ClientProducer,
     EmbeddedProducer,
@@ -322,8 +322,15 @@ def tables_of(results: Sequence[Result]) -> list[Table]:
 
 
 async def run(args: argparse.Namespace) -> Report:
+    with busy(args.busy):
+        return await run_beside(args)
+
+
+async def run_beside(args: argparse.Namespace) -> Report:
+    """All that the options ask for, whatever else computes."""
     data = args.data
-    report = Report("end_to_end", {"tasks": args.tasks, "runs": args.runs, "drain": args.drain}, machine_facts(data))
+    sizes = {"tasks": args.tasks, "runs": args.runs, "drain": args.drain, "busy": args.busy}
+    report = Report("end_to_end", sizes, machine_facts(data))
     report.calibrations.append(calibrate(data))
     if args.against:
         report.tables += await against(args, data, report)
@@ -381,6 +388,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embedded", action="store_true", help="only with the node in the producer's process")
     parser.add_argument("--regions", type=int, choices=(1, 3), help="only with so many regions")
     parser.add_argument("--cut", action="store_true", help="with --regions 3: one of them cut off")
+    parser.add_argument(
+        "--busy", type=int, default=0, metavar="N", help="so many other processes compute meanwhile (0)"
+    )
     parser.add_argument("--against", default="", metavar="PEERS", help=f"compare: any of {','.join(peers.PEERS)}")
     parser.add_argument("--kit", default=".", metavar="DIR", help="where the peer kit is, and may write")
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="where data is kept: a real disk")
@@ -403,7 +413,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(asyncio.run(run(args)).to_json())
         return
     setting = chosen(args)[0]
-    result = asyncio.run(measure(setting, args.tasks, args.runs, drain=args.drain, latencies=args.lat, data=args.data))
+    with busy(args.busy):
+        result = asyncio.run(
+            measure(setting, args.tasks, args.runs, drain=args.drain, latencies=args.lat, data=args.data)
+        )
     print(json.dumps(to_line(result)), flush=True)
 
 

@@ -131,6 +131,9 @@ class Cluster:
     def stop(self, name: str) -> None:
         self.processes.pop(name).stop()
 
+    def kill(self, name: str) -> None:
+        self.processes.pop(name).kill()
+
     def stop_all(self) -> None:
         for name in sorted(self.processes, key=lambda name: not name.endswith("worker")):  # workers first
             self.processes.pop(name).stop()
@@ -143,6 +146,19 @@ class Cluster:
         process = Process(name, arguments, self.folder / f"{name.replace(' ', '-')}.log", environment())
         self.processes[name] = process
         return process
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many other processes compute meanwhile, as on most machines. They end with us, however we end."""
+    text = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(10_000))"
+    running = [subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.DEVNULL) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 @contextmanager
