@@ -19,6 +19,7 @@ class Family(StrEnum):
     CLOCK = "clock"
     WORKER = "worker"
     WORKLOAD = "workload"
+    MEMBERSHIP = "membership"
 
 
 class Aim(StrEnum):
@@ -56,7 +57,7 @@ class FaultKind:
     text: str
     params: dict[str, Param]
     instant: bool = False
-    drawn: bool = True  # by swarms; what an operator must not do at random is only planned by hand
+    drawn: bool = True  # among a seed's kinds; else by hand, and in swarms only where a whole seed is about it
     restarts: bool = False  # the node goes down at the start (or at its trigger) and comes back at the end
 
 
@@ -95,7 +96,8 @@ _FAMILIES: Final = {
     "poison": Family.WORKLOAD,
     "drain": Family.WORKLOAD,
     "redrive": Family.WORKLOAD,
-    "forget": Family.WORKLOAD,
+    "add": Family.MEMBERSHIP,
+    "forget": Family.MEMBERSHIP,
 }
 
 _KINDS: Final = (
@@ -233,14 +235,23 @@ _KINDS: Final = (
     _kind("failing", Aim.REGIONS, "A share of the attempts raises.", rate=Param(0.3, 0.0, 1.0)),
     _kind("poison", Aim.REGIONS, "A share of the attempts kills its worker.", rate=Param(0.02, 0.0, 1.0)),
     _kind("drain", Aim.REGIONS, "An operator drains the region: what waits is offered to others; ended at the end."),
+    _kind("redrive", Aim.REGIONS, "An operator requeues all dead tasks that the region knows.", instant=True),
+    # Membership: what an operator does with `crdtsync region`. One who is refused asks again, elsewhere, until the end.
+    _kind(
+        "add",
+        Aim.REGIONS,
+        "A region that `joins` is started on an empty disk, and another one is asked to add it.",
+        drawn=False,
+    ),
     _kind(
         "forget",
         Aim.REGIONS,
-        "An operator asks another region to forget this one, for good. Refused while the two are linked.",
-        instant=True,
+        "Another region is asked to forget this one, for good. Refused while the two are linked, and without a majority "
+        "unless `force` is said, which names all targets at once and asks one region alone.",
         drawn=False,
+        stopped=Param("yes", choices=("yes", "no")),
+        force=Param("no", choices=("no", "yes")),
     ),
-    _kind("redrive", Aim.REGIONS, "An operator requeues all dead tasks that the region knows.", instant=True),
 )
 
 CATALOGUE: Final[dict[str, FaultKind]] = {kind.name: kind for kind in _KINDS}

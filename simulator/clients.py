@@ -23,6 +23,10 @@ PAUSE_US: Final = (200_000, 1_500_000)  # before it is sent again
 ELSEWHERE: Final = 0.5  # share of the resends that go to another region
 RETRY_CODES: Final = frozenset({"overloaded", "storage", "draining", "internal", "unreachable", "undeclared"})
 
+ASKED_ONCE: Final = frozenset(
+    {"add", "forget"}
+)  # an operator looks first, and then asks whom it likes (`faults.members`)
+
 OnDone = Callable[[Operation], None]
 
 
@@ -68,7 +72,7 @@ class Clients:
         definite = bool(error.get("definite", True))
         if not definite:
             operation.outcome = "unknown"
-        again = not definite or error["code"] in RETRY_CODES
+        again = operation.op not in ASKED_ONCE and (not definite or error["code"] in RETRY_CODES)
         if again and operation.sent < SENDINGS_MAX and not self._world.over:
             rng = self._rng
             if len(self._world.regions) > 1 and rng.random() < ELSEWHERE and operation.op != "await":

@@ -34,15 +34,31 @@ class Dialling:
         self._node = node
         self._rng = rng
         self._delay_us: dict[RegionId, int] = {}
+        self._kept: dict[RegionId, None] = {}  # peers that are dialled, where members come and go
         self._busy: dict[RegionId, int] = {}  # peers for which a look or a try is pending, and of which life
 
     def begin(self) -> None:
         """The process serves: dial everybody."""
         node = self._node
+        self._kept.clear()
         self._busy.clear()
         self._delay_us.clear()
+        if self._world.scenario.changes_members:
+            self._keep_up(node.life)
+            return
         for peer in node.settings.others:
             self._look_after(peer, SECOND_DIALLER_US if peer < node.region else 0)
+
+    def _keep_up(self, life: int) -> None:
+        """Members come and go: whoever is new is dialled too, who is gone no more (`_look`)."""
+        node = self._node
+        if life != node.life or node.replica is None:
+            return
+        for peer in node.replica.peers():
+            if peer not in self._kept:
+                self._kept[peer] = None
+                self._look_after(peer, SECOND_DIALLER_US if peer < node.region else 0)
+        self._kernel.after(LOOK_AGAIN_US, self._keep_up, life)
 
     def _look_after(self, peer: RegionId, delay_us: int) -> None:
         if self._busy.get(peer) != self._node.life:
@@ -56,6 +72,9 @@ class Dialling:
         self._busy.pop(peer, None)
         if peer in node.links:
             return  # `lost` tells when it is time again
+        if self._world.scenario.changes_members and (node.replica is None or peer not in node.replica.peers()):
+            self._kept.pop(peer, None)
+            return
         if node.paused or not self._allowed(peer):
             self._delay_us.pop(peer, None)
             self._look_after(peer, round(LOOK_AGAIN_US * (1 + self._rng.random()) * (2 if peer < node.region else 1)))
@@ -65,7 +84,7 @@ class Dialling:
 
     def _allowed(self, peer: RegionId) -> bool:
         replica = self._node.replica
-        return replica is not None and replica.allowed(peer)
+        return replica is not None and replica.knows(peer) and replica.allowed(peer)
 
     def failed(self, peer: RegionId) -> None:
         """A try was refused, or nobody answered."""

@@ -62,8 +62,12 @@ class Locks:
 
     def probe(self) -> None:
         """Faults are over: a lease that nobody holds can be had."""
-        nodes = self.world.healed_nodes()
-        if 2 * len(nodes) > len(self.world.regions):
+        nodes, voters = self.world.healed_nodes(), tuple(self.world.regions)
+        if self.world.scenario.changes_members:
+            newest = self.world.membership()
+            voters = () if newest is None else newest.voters
+            nodes = [node for node in nodes if node.region in voters]
+        if 2 * len(nodes) > len(voters):
             rng = self.world.stream("probe")
             self.arrive(rng.choice(nodes).region, rng, PROBE)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from crdtsync import effects as e
 from crdtsync.clock import Now
 from crdtsync.commands import WorkerGone
+from crdtsync.coordination.membership import Membership
 from crdtsync.errors import CrdtSyncError, RemoteProtocolError, StorageError
 from crdtsync.identifiers import (
     DEFAULT_DOMAIN,
@@ -161,6 +162,12 @@ class Node:
     def have(self) -> dict[WriterId, int]:
         """The heads that the replica holds, folded or not."""
         return {} if self.replica is None else dict(self.replica._here.log.have.items())  # noqa: SLF001
+
+    @property
+    def membership(self) -> Membership:
+        """Who belongs to the cluster, as `region list` shows it here. The process runs."""
+        assert self.replica is not None
+        return self.replica._here.membership  # noqa: SLF001
 
     @property
     def digest(self) -> bytes:

@@ -20,12 +20,15 @@ from crdtsync.errors import ConfigError
 from crdtsync.identifiers import is_region
 from crdtsync.limit import Limit
 from crdtsync.settings import Settings
+from simulator.catalogue import Family
 from simulator.plan import Plan
 
 REGIONS_MAX: Final = 64  # a full mesh of more takes longer than anybody waits
 DURATION_MS: Final = 120_000
 ARRIVAL_SHAPES: Final = ("constant", "poisson", "bursty", "trace", "once")
-SETTABLE: Final = frozenset(f.name for f in fields(Settings)) - {"cluster", "region", "node", "members", "namespace"}
+SETTABLE: Final = frozenset(f.name for f in fields(Settings)) - {
+    "cluster", "region", "node", "members", "namespace", "joining"
+}  # fmt: skip
 
 #: What a simulated cluster runs with unless told otherwise: `crdtsync dev`'s times, so that a takeover fits a run.
 FAST_SETTINGS: Final[dict[str, Any]] = {"lost_after_ms": 3_000, "worker_lost_after_ms": 3_000, "heartbeat_ms": 1_000}
@@ -40,6 +43,7 @@ class Region:
         wall_off_ms: How far its wall clock is off true time, all the time.
         drift_ppm: How fast both of its clocks run too fast.
         workers: Worker processes; each runs at most `credits` attempts.
+        joins: It is no founder of the cluster: its node is not there before a fault of the kind `add` names it.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Region:
     drift_ppm: int = 0
     workers: int = 1
     credits: int = 10
+    joins: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +154,16 @@ class Scenario:
         """The regions' names, in order."""
         return tuple(region.name for region in self.regions)
 
+    @property
+    def founders(self) -> tuple[str, ...]:
+        """The names of those that are members from the start, in order."""
+        return tuple(region.name for region in self.regions if not region.joins)
+
+    @property
+    def changes_members(self) -> bool:
+        """Whether anybody ever comes or goes."""
+        return any(fault.spec.family is Family.MEMBERSHIP for fault in self.plan.faults)
+
     def check(self) -> None:
         """See that it makes sense. Raises ConfigError, which says what to write instead."""
         names = self.names
@@ -169,3 +184,10 @@ class Scenario:
                 if region not in names:
                     raise ConfigError(f"load {load.model!r} names {region!r}, which is no region")
         self.plan.check(names)
+        founders = self.founders
+        if not founders:
+            raise ConfigError(f"scenario {self.name!r}: every region joins, and nobody is there to add them")
+        for fault in self.plan.faults:
+            for target in fault.targets:
+                if fault.kind == "add" and target in founders:
+                    raise ConfigError(f"fault 'add' names {target!r}, a founder: write joins = true in its region")

@@ -166,6 +166,7 @@ def _region(table: Table, name: str) -> Region:
         round(table.number("drift_ppm", 0, -100_000, 100_000)),
         table.whole("workers", 1, 0, 100),
         table.whole("credits", 10, 1, 10_000),
+        table.flag("joins"),
     )
     table.done()
     return region

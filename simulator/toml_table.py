@@ -56,6 +56,12 @@ class Table:
             raise self.wrong(name, "a whole number")
         return value
 
+    def flag(self, name: str) -> bool:
+        value = self.take(name, False)
+        if not isinstance(value, bool):
+            raise self.wrong(name, "true or false")
+        return value
+
     def duration(self, name: str, default: int = 0) -> int:
         """Milliseconds of a text with a unit."""
         value = self.take(name)

@@ -21,6 +21,7 @@ from inspect import unwrap
 from types import FunctionType
 from typing import Any, Final, NamedTuple, TextIO
 
+from crdtsync.coordination.membership import Membership
 from crdtsync.identifiers import RegionId, TaskId
 from crdtsync.settings import Settings
 from crdtsync.task_view import ENDED, TaskView
@@ -47,6 +48,7 @@ from simulator.workload import Sink, Submitter, build_app
 LOOK_US: Final = 250_000  # how often divergence is looked at
 QUIET_US: Final = 3_000_000  # nothing differs and nothing is left to do for so long: the run is over
 BOOT_US_MAX: Final = 10_000_000_000  # machines have been up for different times
+ABSENT: Final = "absent"  # what holds a node down that is not there yet
 STAGGER_US: Final = 100_000  # nodes start within so long
 REVIVE_US: Final = 1_000_000  # a worker that died of its handler is started again
 VIOLATIONS_MAX: Final = 100  # of one run; more say nothing new
@@ -128,6 +130,7 @@ class World:
         )
         self.regions: dict[str, Node] = {}
         self.nodes: dict[str, Node] = {}
+        self.absent: dict[str, None] = {}  # regions that are to join and are not there yet
         self.workers: list[Worker] = []
         self.app = build_app(self)
         self._progress = progress
@@ -136,7 +139,9 @@ class World:
         self._ran = False
         self._expectations = Expectations(scenario.expectations)
         for region in scenario.regions:
-            self.add_node(region.name)
+            node = self.add_node(region.name)
+            if region.joins:
+                self.absent[region.name] = node.held_down[ABSENT] = None
         self._guard = Guard(self._wall_s, self._sleep, partial(block_for, self._sleep), _namespaces(scenario))
 
     # Building ------------------------------------------------------------------------------------
@@ -162,7 +167,8 @@ class World:
             cluster="simulated",
             region=RegionId(name),
             node="a",
-            members=tuple(map(RegionId, scenario.names)),
+            members=tuple(map(RegionId, (*scenario.founders, name) if region.joins else scenario.founders)),
+            joining=region.joins,
             **{**FAST_SETTINGS, **scenario.settings},
         )
         node = self.nodes[key] = Node(self, key, settings, disk, clock)
@@ -171,6 +177,17 @@ class World:
             for number in range(region.workers):
                 self.workers.append(Worker(self, node, f"{name}/{number}", self.app, region.credits))
         return node
+
+    def arrive(self, node: Node, cause: int) -> bool:
+        """A region that is to join is set up: its node starts, and its workers. Whether it was not there yet."""
+        if node.region not in self.absent:
+            return False
+        del self.absent[node.region], node.held_down[ABSENT]
+        node.start(cause)
+        for worker in self.workers:
+            if worker.node is node:
+                worker.start(cause)
+        return True
 
     def settings_of(self, node: Node) -> Settings:
         """What the core is told at a start of this node."""
@@ -206,10 +223,12 @@ class World:
         scenario, kernel = self.scenario, self.kernel
         self.trace.add("run.start", "", scenario.name, (self.seed, scenario.names, told_of(scenario.drawn)))
         start = self.stream("start")
-        for node in self.regions.values():
-            kernel.at(start.randrange(STAGGER_US), node.start)
+        for name, node in self.regions.items():
+            if name not in self.absent:
+                kernel.at(start.randrange(STAGGER_US), node.start)
         for worker in self.workers:
-            kernel.at(STAGGER_US + start.randrange(STAGGER_US), worker.start)
+            if worker.node.region not in self.absent:
+                kernel.at(STAGGER_US + start.randrange(STAGGER_US), worker.start)
         for place, fault in enumerate(scenario.plan.faults):
             kernel.at(fault.start_ms * 1_000, self._begin_fault, place, fault)
         kernel.at(scenario.plan.healed_ms * 1_000, self._heal)
@@ -262,9 +281,27 @@ class World:
             self.kernel.after(PROBE_AFTER_US, self.locks.probe)
 
     def healed_nodes(self) -> list[Node]:
-        """The nodes of which liveness is demanded."""
+        """The nodes of which liveness is demanded: those that the plan heals, and that have a part in the cluster."""
         healed = self.scenario.plan.healed
-        return [node for name, node in self.regions.items() if not healed or name in healed]
+        outside = self.outsiders()
+        return [node for name, node in self.regions.items() if (not healed or name in healed) and name not in outside]
+
+    def membership(self) -> Membership | None:
+        """The newest that any region knows; None while all are down."""
+        known = [node.membership for node in self.regions.values() if node.replica is not None]
+        return max(known, key=lambda membership: membership.stamp, default=None)
+
+    def outsiders(self) -> frozenset[str]:
+        """The regions that have no part in the cluster: not added yet, or forgotten, as far as anybody knows."""
+        if not self.scenario.changes_members:
+            return frozenset(self.absent)
+        newest = self.membership()
+        return frozenset(self.absent if newest is None else set(self.regions) - set(newest.linked))
+
+    def is_changing(self) -> bool:
+        """Whether some region is joining or leaving."""
+        newest = self.membership() if self.scenario.changes_members else None
+        return newest is not None and bool(newest.joining or newest.leaving)
 
     def _look(self) -> None:
         """Sample the divergence; stop once all is done and has been for a while."""
@@ -290,7 +327,8 @@ class World:
 
     def sample(self) -> Sample:
         """How far the nodes that are up are apart now."""
-        up = [node for node in self.nodes.values() if node.replica is not None]
+        outside = self.outsiders()
+        up = [node for node in self.nodes.values() if node.replica is not None and node.region not in outside]
         states = [(node.applied, node.digest) for node in up]
         if all(state == states[0] for state in states):
             return Sample(self.kernel.now_us, min(1, len(up)), 0, len(up))
@@ -313,7 +351,7 @@ class World:
 
     def _is_quiet(self) -> bool:
         """Whether no healed region has anything left to do, and no client waits."""
-        if self.locks.open:
+        if self.locks.open or self.is_changing():
             return False
         if any(operation.outcome == "open" for operation in self.clients.history[-100:]):
             return False

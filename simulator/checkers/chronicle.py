@@ -18,6 +18,7 @@ from crdtsync.identifiers import EventId, RegionId, TaskId, node_of, region_of
 from crdtsync.log.commit import Commit, decode_commit
 from simulator.checkers import peek
 from simulator.checkers.reckoning import Fact, Verdict, reckon
+from simulator.checkers.rolls import Roll, Rolls
 from simulator.trace import SCHEMA, Record
 from simulator.vacuity import Vacuity, region_of_node
 
@@ -38,30 +39,6 @@ class Written(NamedTuple):
     at_us: int
     seq: int
     ahead: bool  # its node knew facts from a snapshot's rows that its heads do not tell of
-
-
-@dataclass(slots=True)
-class MemberFacts:
-    """Who was forgotten, by the records that were written, reckoned apart from the core's own fold."""
-
-    forgotten: dict[int, set[str]] = field(default_factory=dict)  # version -> regions
-    answers: dict[int, set[str]] = field(default_factory=dict)  # version -> who has said what it has of them
-
-    def note(self, event: ev.MembersChanged | ev.FinalHeads, region: str) -> None:
-        if isinstance(event, ev.FinalHeads):
-            self.answers.setdefault(event.version, set()).add(region)
-        elif event.change == "forget":
-            self.forgotten.setdefault(event.version, set()).update(event.regions)
-
-    def gone(self, names: Iterable[str]) -> set[str]:
-        """Those that have left: of some version every region that was not forgotten by then has answered."""
-        leaving: set[str] = set()
-        left: set[str] = set()
-        for version in sorted({*self.forgotten, *self.answers}):
-            leaving |= self.forgotten.get(version, set())
-            if leaving and set(names) - leaving <= self.answers.get(version, set()):
-                left |= leaving
-        return left
 
 
 @dataclass(slots=True)
@@ -109,7 +86,7 @@ class Chronicle:
         self.tasks: dict[bytes, list[Fact]] = {}
         self.attempts: dict[EventId, Fact] = {}  # claims by their id
         self.nodes: dict[str, NodeLife] = {}
-        self._members = MemberFacts()
+        self.rolls = Rolls(())
         self.lost: dict[tuple[str, int], None] = {}  # were durable once, and a disk lost them
         self.moved_us = 0  # when a commit was last written, anywhere
         self.copied_us: dict[str, int] = {}  # region -> when a second process of it was first started
@@ -131,6 +108,7 @@ class Chronicle:
 
     def begin(self, world: World) -> None:
         self.world = world
+        self.rolls = Rolls(world.scenario.founders)
 
     def on_event(self, record: Record) -> None:
         handler = self._dispatch.get(record.kind)
@@ -191,7 +169,7 @@ class Chronicle:
         region = region_of_node(record.node)
         for place, event in enumerate(commit.events):
             if isinstance(event, ev.MembersChanged | ev.FinalHeads):
-                self._members.note(event, region_of(commit.writer))
+                self.rolls.note(EventId(commit.stamp, commit.writer, commit.number, place), event)
             if type(event) not in ev.TASK_EVENTS:
                 continue
             id = EventId(commit.stamp, commit.writer, commit.number, place)
@@ -322,9 +300,33 @@ class Chronicle:
 
     @property
     def members_left(self) -> list[str]:
-        """Who counts for stability: all but those on whose end every remaining member has said its word."""
-        gone = self._members.gone(self.world.scenario.names)
-        return [name for name in self.world.scenario.names if name not in gone]
+        """Who counts for stability wherever it is judged: the members, and who is being forgotten.
+
+        A joiner counts from the record that adds it. That not all have seen at once; it is admitted when they have.
+        """
+        whole = self.rolls.whole
+        return sorted({*whole.voters, *whole.leaving})
+
+    def roll_before(self, id: EventId) -> Roll:
+        """Who belonged as far as the writer of an event had seen, just before."""
+        written = self.commits.get((id.writer, id.number))
+        if not self.rolls or written is None or written.ahead:
+            return self.rolls.whole
+        seen, place = written.seen, (id.number, id.index)
+        return self.rolls.seen_by(
+            lambda other: (
+                (other.number, other.index) < place
+                if other.writer == id.writer
+                else seen.get(other.writer, 0) >= other.number
+            )
+        )
+
+    def roll_of(self, node: Node) -> Roll:
+        """Who belongs by what a node has applied."""
+        if not self.rolls or self.node(node.name).runs_ahead:
+            return self.rolls.whole
+        applied = node.applied
+        return self.rolls.seen_by(lambda id: applied.get(id.writer, 0) >= id.number)
 
     def dropped_too_early(self, writer: str, number: int) -> list[str]:
         """The members on none of whose disks this commit ever was."""
@@ -332,7 +334,9 @@ class Chronicle:
         return [name for name in self.members_left if name not in had]
 
     def survives(self, id: EventId) -> bool:
-        """Whether some main node's disk still has it."""
+        """Whether some main node's disk still has it, and it does not lie beyond the end of a region that has left."""
+        if self.rolls.whole.is_void(id.writer, id.number):
+            return False
         return any(self.holds(name, id) for name in self.world.scenario.names)
 
     def names_of_compensations(self, task: bytes) -> dict[EventId, str]:

@@ -8,6 +8,7 @@ from crdtsync import events as ev
 from crdtsync.identifiers import EventId, region_of
 from crdtsync.protocol.codec import decode_value
 from simulator.checkers.chronicle import Chronicle, Family, named, seqs, told
+from simulator.checkers.placement import order_of
 from simulator.checkers.reckoning import Due, Verdict, due_compensations, reckon, standing_keys
 from simulator.trace import Record
 
@@ -67,7 +68,7 @@ class Conflicts(Family):
         past = self.chronicle.past(task, id)
         before = reckon(past)
         self.judged("CONF-4", record.node, record)
-        why = self._wrong(before, attempt, key, event, region_of(id.writer))
+        why = self._wrong(before, attempt, key, event, id)
         if why:
             self.fail(
                 "CONF-4",
@@ -77,7 +78,7 @@ class Conflicts(Family):
                 about=(task, attempt, key),
             )
 
-    def _wrong(self, before: Verdict | None, attempt: EventId, key: bytes, event: ev.Submitted, region: str) -> str:
+    def _wrong(self, before: Verdict | None, attempt: EventId, key: bytes, event: ev.Submitted, id: EventId) -> str:
         """Why this compensation must not be, "" if it may."""
         one = None if before is None else before.attempt(attempt)
         if before is None or one is None:
@@ -88,8 +89,10 @@ class Conflicts(Family):
             return "the attempt had not ended"
         if one.id == before.winner:
             return "the attempt is the winner"
-        if one.region != region:
-            return f"the attempt was {one.region}'s to undo"
+        roll = self.chronicle.roll_before(id)
+        whose = order_of(event.task, roll.voters)[0] if one.region in roll.gone else one.region
+        if whose != region_of(id.writer):
+            return f"the attempt was {whose}'s to undo"
         names = self.chronicle.names_of_compensations(before.submitted.task)
         due = next((due for due in due_compensations(before, names) if (due.attempt, due.key) == (attempt, key)), None)
         if due is None:
@@ -116,15 +119,16 @@ class Conflicts(Family):
 
     def at_end(self, world: World) -> None:
         converged = world.converged_us is not None
-        whole = converged and len(world.healed_nodes()) == len(world.scenario.names)
+        names = {node.name for node in world.healed_nodes()}
+        whole = converged and names >= set(self.chronicle.members_left)
         for task, facts in self.chronicle.tasks.items():
-            shown = self._views.get(task, {})
+            shown = {name: record for name, record in self._views.get(task, {}).items() if name in names}
             self._once(task)
             verdict = reckon([fact for fact in facts if self.chronicle.survives(fact.id)])
             if verdict is None or not verdict.ended:
                 continue
             settled = bool(shown) and all(told(record, "settled") for record in shown.values())
-            if whole and settled and len(shown) == len(world.scenario.names):
+            if whole and settled and len(shown) == len(names):
                 self._judge(task, verdict, shown)
                 self._conservation(task, shown)
 

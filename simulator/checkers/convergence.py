@@ -33,6 +33,7 @@ class Convergence(Family):
         self._digests: dict[tuple[tuple[str, int], ...], tuple[bytes, str, int]] = {}
         self._vectors: dict[str, tuple[str, Heads, Heads]] = {}  # node -> its writer, applied, have
         self._goal: Heads | None = None  # what was durable in healed regions at the heal
+        self._asked: set[str] = set()  # of whom it is demanded
         self._reached: dict[str, int] = {}  # node -> when it covered the goal
         self._heal_us = 0
         self._ends: dict[str, tuple[Heads, bytes, int]] = {}  # region -> heads, digest at the end
@@ -114,6 +115,7 @@ class Convergence(Family):
         earliest_ms = min((own_time_ms(node) for node in nodes), default=0)
         max_skew_ms = max((node.settings.max_skew_ms for node in nodes), default=0)
         goal: Heads = {}
+        self._asked = {node.name for node in nodes}
         for (writer, number), written in self.chronicle.commits.items():
             if written.commit.stamp >> 16 > earliest_ms + max_skew_ms:
                 continue  # held back somewhere, and so is whatever follows it: its stamp is larger
@@ -126,8 +128,8 @@ class Convergence(Family):
     def _near(self, name: str, at_us: int) -> None:
         node = self.world.nodes.get(name)
         if node is not None and node.replica is not None and self._goal is not None:
-            applied = node.applied
-            if all(applied.get(writer, 0) >= number for writer, number in self._goal.items()):
+            applied, roll = node.applied, self.chronicle.rolls.whole
+            if all(applied.get(writer, 0) >= roll.counting(writer, number) for writer, number in self._goal.items()):
                 self._reached.setdefault(name, at_us)
 
     def _bound_us(self, world: World) -> int:
@@ -150,6 +152,8 @@ class Convergence(Family):
         bound_us = self._bound_us(world)
         now_us = world.kernel.now_us
         for node in world.healed_nodes():
+            if node.name not in self._asked:
+                continue  # it joined afterwards
             self.chronicle.vacuity.count_ever("CONV-5", node.region)
             reached = self._reached.get(node.name)
             if reached is None and node.replica is not None:

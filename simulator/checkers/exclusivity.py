@@ -141,7 +141,7 @@ class Exclusivity(Family):
     def _granted(self, record: Record, facts: dict[str, Any]) -> None:
         scope, token, ballot = facts["scope"], facts["token"], facts["ballot"]
         node = self.world.nodes[record.node]
-        region, members = node.region, node.settings.members
+        region, members = node.region, self.chronicle.roll_of(node).voters
         until_us = self._true_us(record, facts["until_mono_ms"])
         words = self._accepted.get(scope, {})
         said = [
@@ -150,11 +150,11 @@ class Exclusivity(Family):
             if (word.region, word.ballot) == (region, ballot) and word.until_us + SLACK_US >= until_us
         ]
         self.judged("EXCL-4", record.node, record)
-        if 2 * len({self.world.nodes[voter].region for voter in said}) <= len(members):
+        if 2 * len({self.world.nodes[voter].region for voter in said} & set(members)) <= len(members):
             self.fail(
                 "EXCL-4",
                 f"{record.node} takes {scope} with token {token} until {until_us / 1e6:.2f} s by the votes of "
-                f"{', '.join(said) or 'nobody'}, {len(members)} regions vote",
+                f"{', '.join(said) or 'nobody'}, and {', '.join(members)} vote",
                 events=(record.seq,),
             )
         before = self._tenures.get(scope)

@@ -47,7 +47,7 @@ class Lifecycle(Family):
         if self.chronicle.commits[id.writer, id.number].ahead and type(event) is not ev.Claimed:
             return  # it knew more than its heads tell; but nothing is started before these have caught up
         before = self.chronicle.verdict_before(event.task, id)
-        region = self._meant(before, event, region_of(id.writer))
+        region = self._meant(before, id, event)
         invariant = "TASK-3" if type(event) is ev.Claimed else "TASK-1"
         self.judged(invariant, record.node, record)
         why = "it knows no submission of it" if before is None else STEPS[type(event)](before, region, event)
@@ -61,13 +61,13 @@ class Lifecycle(Family):
                 about=(event.task, what),
             )
 
-    def _meant(self, before: Verdict | None, event: Any, region: str) -> str:
+    def _meant(self, before: Verdict | None, id: EventId, event: Any) -> str:
         """In whose place it was written: of a region that has left for good, another one says that an attempt is lost."""
         if isinstance(event, ev.Ended) and event.outcome == "lost" and before is not None:
             one = before.attempt(EventId(*event.attempt))
-            if one is not None and one.region not in self.chronicle.members_left:
+            if one is not None and one.region in self.chronicle.roll_before(id).gone:
                 return one.region
-        return region
+        return region_of(id.writer)
 
     # Settled ---------------------------------------------------------------------------------------
 

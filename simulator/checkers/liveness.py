@@ -19,7 +19,7 @@ STUCK_US: Final = 45_000_000
 BUSY_US: Final = 5_000_000  # an owner that has started something since is at work on its queue
 ANSWER_US: Final = 3_000_000  # AVAIL-1: what a client waits for an answer (clients.PATIENCE_US)
 HARMLESS: Final = ("link_", "worker_", "isolate", "halves", "bridge", "majorities_ring", "flapping", "burst",
-                   "duplicate_submits", "cancel_storm", "failing", "poison", "clock_")  # fmt: skip
+                   "duplicate_submits", "cancel_storm", "failing", "poison", "clock_", "add", "forget")  # fmt: skip
 
 
 class Liveness(Family):

@@ -48,7 +48,7 @@ class Placement(Family):
                 case ev.Inherited():
                     self._inherited(record, id, event)
                 case ev.Submitted():
-                    self._submitted(record, event)
+                    self._submitted(record, id, event)
                 case _:
                     pass
 
@@ -118,13 +118,13 @@ class Placement(Family):
         if before is None:
             return
         self.judged("OWN-2", record.node, record)
-        left = self.chronicle.members_left
+        roll = self.chronicle.roll_before(id)
         region = region_of(id.writer)
-        if event.region in left or before.owner != event.region:
+        if event.region not in roll.gone or before.owner != event.region:
             text = f"inherited {named(event.task)} of {event.region}, which has not left, or did not own it"
             self._tell("OWN-2", record, id, event, text)
         offered = {offer.region for _, offer in before.offers}
-        if region != order_of(event.task, tuple(left))[0] and region not in offered:
+        if region != order_of(event.task, roll.voters)[0] and region not in offered:
             self._tell("OWN-2", record, id, event, f"inherited {named(event.task)} out of its order")
 
     def _accepted(
@@ -157,7 +157,7 @@ class Placement(Family):
         node = self.world.nodes[record.node]
         lost_after_us = round(node.settings.lost_after_ms * 1_000 * SLACK)
         before_me = [before.owner]
-        for member in order_of(event.task, self.world.scenario.names):
+        for member in order_of(event.task, self.chronicle.roll_before(id).voters):
             if member == region:
                 break
             if member != before.owner:
@@ -186,10 +186,9 @@ class Placement(Family):
             + 2 * self.world.nodes[record.node].disk.slow_us
         )
 
-    def _submitted(self, record: Record, event: ev.Submitted) -> None:
+    def _submitted(self, record: Record, id: EventId, event: ev.Submitted) -> None:
         self.judged("LOC-1", record.node, record)
-        members = self.world.scenario.names
-        left = tuple(self.chronicle.members_left)
+        members = self.chronicle.roll_before(id).voters
         if event.owner not in members:
             self.fail(
                 "LOC-1",
@@ -200,11 +199,7 @@ class Placement(Family):
         elif event.key and event.options.partition == "wait" and event.undoes is None:
             # `here` and `spread` both mean the first of the rendezvous order for these; a region by name is no key's.
             first, here = order_of(event.task, members)[0], region_of_node(record.node)
-            if (
-                event.owner == here
-                and here not in (first, order_of(event.task, left)[0])
-                and not self._asked_for(event)
-            ):
+            if event.owner == here and here != first and not self._asked_for(event):
                 self.fail(
                     "LOC-1",
                     f"{record.node} keeps the keyed {named(event.task)} for itself; two sides of a cut could own it",

@@ -20,7 +20,9 @@ SLACK_MS: Final = 5  # between a decision and the record of the batch that carri
 MEASURED_MS: Final = 1_000  # twice the uncertainty of a measurement over the slowest links
 NOTICE_US: Final = 5_000_000  # pings a second, and the batch under way
 AWAKE_US: Final = 10_000_000  # how long after a pause what it does is looked at
-UNHEARD: Final = frozenset({Faults.CLOCK, Faults.WORKER, Faults.WORKLOAD})  # faults that keep no ping back
+UNHEARD: Final = frozenset(
+    {Faults.CLOCK, Faults.WORKER, Faults.WORKLOAD, Faults.MEMBERSHIP}
+)  # faults that keep no ping back
 DRIFT_SLACK_MS: Final = 200  # what a clock that drifts by 500 ppm gains in some minutes
 
 
@@ -60,7 +62,7 @@ class Time(Family):
 
     def _outvoted_over(self, node: Node) -> tuple[int, ...]:
         """The links over which a node hears of a majority of right clocks that its own is off: none if it is not."""
-        members = node.settings.members
+        members = self.chronicle.roll_of(node).voters
         reach_ms = node.settings.max_skew_ms // 2
         now_us = self.world.kernel.now_us
         if not node.running or abs(physical_ms(node) - true_ms(now_us)) <= 3 * reach_ms + MEASURED_MS:
@@ -69,6 +71,7 @@ class Time(Family):
             id(node.links[peer.settings.region])
             for peer in self.world.nodes.values()
             if peer is not node
+            and peer.region in members
             and peer.running
             and peer.settings.region in node.links
             and abs(physical_ms(peer) - true_ms(now_us)) <= reach_ms
@@ -208,7 +211,9 @@ class Time(Family):
             return
         touched = any(f.fault.spec.family is Faults.CLOCK and f.hits[node.region] for f in self.world.faults)
         reach_ms = node.settings.max_skew_ms // 2
-        right = [abs(physical_ms(peer) - true_ms(record.at_us)) <= reach_ms for peer in self.world.nodes.values()]
+        voters = self.chronicle.roll_of(node).voters
+        peers = [peer for peer in self.world.nodes.values() if peer.region in voters]
+        right = [abs(physical_ms(peer) - true_ms(record.at_us)) <= reach_ms for peer in peers]
         if not touched and sum(right) > len(right) // 2:
             self.fail(
                 "HLC-4", f"{record.node} stamps nothing, though only others' clocks are off", events=(record.seq,)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from crdtsync.commands import Drain, ForgetRegion, Requeue
+from crdtsync.commands import Drain, Requeue
 from crdtsync.task_view import TaskState
 from simulator.faults.active import BEGIN, ActiveFault, number_of, regions_of, us_of
 from simulator.node import Node
@@ -128,16 +128,6 @@ def _drain(world: World, active: ActiveFault) -> None:
         active.part((node.region,), partial(node.input, "submit", (Drain(off=True), 0), active.seq))
 
 
-def _forget(world: World, active: ActiveFault) -> None:
-    """The first region that is up and not meant itself is asked."""
-    core = world.scenario.plan.healed or world.scenario.names
-    for node in regions_of(world, active):
-        asked = next((r for r in core if r != node.region and world.regions[r].replica is not None), None)
-        if asked is not None:
-            active.hit(node.region, "forgotten")
-            world.clients.call("forget", asked, ForgetRegion((node.region,), stopped=True))
-
-
 def _redrive(world: World, active: ActiveFault) -> None:
     for node in regions_of(world, active):
         for task, (view, _) in node.tasks().items():
@@ -165,6 +155,5 @@ BEGIN.update(
         "poison": _workload,
         "drain": _drain,
         "redrive": _redrive,
-        "forget": _forget,
     }
 )
