@@ -22,7 +22,7 @@ from crdtsync.scheduling.handover import OFFER_RETRY_MS, Handover
 from crdtsync.scheduling.limits import Limits
 from crdtsync.scheduling.ready import Lane, ReadyQueue, order_key
 from crdtsync.scheduling.workers import Workers
-from crdtsync.task_view import TaskState, TaskView
+from crdtsync.task_view import TaskView
 from crdtsync.tasks import Task
 from crdtsync.watchers import Watchers
 from crdtsync.workflow.dependencies import Dependencies
@@ -98,17 +98,18 @@ class Duties:
         view = self._here.table.view(task)
         if view.submission is None:
             return
-        self._limits.note(task, view)
+        open_attempts = view.open_attempts
+        self._limits.note(task, view, open_attempts)
         if self._inheritance.settle(task, view):
             return  # reviewed again at once, as its facts have changed
-        if view.open_attempts:
+        if open_attempts:
             self._dispatcher.watch_open(task, view)
             self._dispatcher.stop_unwanted(view)
         if not self._here.stamps:
             self._look_on(task, view)
             return
         # An attempt of ours that still runs will end, and then be undone: until then the task stays.
-        task.duties = self._undo(task, view) or any(a.region == self._here.me for a in view.open_attempts)
+        task.duties = self._undo(task, view) or any(a.region == self._here.me for a in open_attempts)
         if self._dependencies.has_children(task.id):
             self._dependencies.parent_changed(task)
         self._watchers.changed(task)
@@ -127,9 +128,7 @@ class Duties:
             self._handover.watch(task, view)
             if not self._runs_ahead():
                 self._handover.accept(task, view)
-        if task.state is TaskState.WAITING:
-            # Resolved again when something happens: a backlog of views is a fifth of its memory.
-            task.view = None
+        self._here.table.let_go_of_view(task)
 
     def _look_on(self, task: Task, view: TaskView) -> None:
         """As `review`, but for all that is written: our clock is off. Everything is reviewed when it is right again."""
@@ -297,7 +296,7 @@ class Duties:
         here = self._here
         submitted = view.submitted
         assert submitted is not None
-        if submitted.undoes is not None or not view.attempts:
+        if submitted.undoes is not None or not view.attempts or not undoing.is_compensated(task.facts):
             return False
         decided = undoing.is_decided(task.facts, view, here.stable)
         owed = [

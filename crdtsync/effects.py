@@ -39,7 +39,7 @@ class TaskRow(NamedTuple):
     conflicts: int  # how many conflicts `resolve` finds in the facts
     labels: tuple[tuple[str, str], ...]
     digest: bytes  # 16 bytes: this task's share of the state digest
-    facts: bytes  # canonical CBOR
+    facts: bytes  # `Facts.pack`; from a peer `Facts.to_row`
 
 
 class DocumentRow(NamedTuple):
@@ -116,10 +116,12 @@ class Disconnect:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """Answer the command submitted with `ticket`. `error` is None or an error record
-    {"code", "message", "definite", ...}; `final` is False for all but a stream's last answer."""
+    {"code", "message", "definite", ...}; `final` is False for all but a stream's last answer.
+
+    A tuple, as `Assignment` is: there is one per attempt, and making a frozen dataclass takes four times as long.
+    """
 
     ticket: Any
     value: Any = None
@@ -158,8 +160,7 @@ class Page(NamedTuple):
     damaged: tuple[TaskId, ...] = ()  # belong to the page, and cannot be read
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
+class Assignment(NamedTuple):
     """Everything a worker needs to run one attempt."""
 
     task: TaskId

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from crdtsync.errors import CorruptLogError, RemoteProtocolError
 from crdtsync.events import (
     KIND_OF,
@@ -31,7 +33,8 @@ from crdtsync.identifiers import AttemptId, EventId, TaskId
 from crdtsync.log.shapes import check_events, checked_writer, plain_event
 from crdtsync.protocol import codec
 
-ROW_VERSION: Final = 1
+ROW_VERSION: Final = 1  # in canonical CBOR: what peers send each other
+PACKED_VERSION: Final = 2  # in MessagePack: what the disk keeps
 ROW_BYTES_MAX: Final = 64 << 20  # far above what the limits on effects, results and attempts let through
 
 _ID_TYPES: Final = (int, str, int, int)
@@ -197,10 +200,43 @@ class Facts:
             version, pairs = plain
             if version != ROW_VERSION:
                 raise CorruptLogError(f"a task's row has the version {version!r}, this program reads {ROW_VERSION}")
-            events = check_events(tuple(event for _, event in pairs))
-            ids = [_checked_id(event_id) for event_id, _ in pairs]
+            return cls._of_plain([event_id for event_id, _ in pairs], tuple(event for _, event in pairs))
         except (RemoteProtocolError, TypeError, ValueError) as error:
             raise CorruptLogError(f"a task's row cannot be read: {error}", bytes=len(row)) from error
+
+    def pack(self) -> bytes:
+        """As `to_row`, for this node's own disk: equal facts are equal bytes here, too.
+
+        In MessagePack, because each task that ends is written once at least: 1.6 us, where the CBOR takes 11.
+        """
+        return _packed(
+            (PACKED_VERSION, [(event_id, KIND_OF[type(e)], e) for event_id, e in sorted(self.events(), key=_by_id)])
+        )
+
+    @classmethod
+    def unpack(cls, row: bytes) -> Facts:
+        """Inverse of `pack`, and of `to_row` for what earlier versions wrote. Never for what a peer sends: a few
+        bytes of MessagePack may claim to be an array of any length, and memory is taken before that is noticed.
+
+        Raises:
+            CorruptLogError: If the bytes are not such a row.
+        """
+        if not row.startswith(_PACKED_HEAD):
+            return cls.from_row(row)
+        try:
+            version, triples = _unpacked(row)
+            if version != PACKED_VERSION:
+                raise CorruptLogError(f"a task's row has the version {version!r}, this program reads {PACKED_VERSION}")
+            events = tuple([(kind, *map(_as_tuples, fields)) for _, kind, fields in triples])
+            return cls._of_plain([event_id for event_id, _, _ in triples], events)
+        except (msgspec.MsgspecError, RemoteProtocolError, TypeError, ValueError, RecursionError) as error:
+            raise CorruptLogError(f"a task's row cannot be read: {error}", bytes=len(row)) from error
+
+    @classmethod
+    def _of_plain(cls, plain_ids: list[Any], plain: tuple[Any, ...]) -> Facts:
+        """Facts of one task from their ids and their events in plain form, all of it checked."""
+        events = check_events(plain)
+        ids = list(map(_checked_id, plain_ids))
         facts = cls()
         task = None
         for event_id, event in zip(ids, events, strict=True):
@@ -212,6 +248,24 @@ class Facts:
                 raise CorruptLogError("a task's row holds facts of two tasks")
             facts.add(event_id, event)  # type: ignore[arg-type]
         return facts
+
+
+_packed: Final = msgspec.msgpack.Encoder().encode
+_unpacked: Final = msgspec.msgpack.Decoder(tuple[int, list[tuple[tuple[int, str, int, int], int, list[Any]]]]).decode
+_PACKED_HEAD: Final = b"\x92"  # an array of two; in CBOR it begins with 0x82
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if type(value) is list else value
+
+
+def to_travel(row: bytes) -> bytes:
+    """What a peer may be sent in place of a row of this node's disk.
+
+    Raises:
+        CorruptLogError: If the row is none.
+    """
+    return Facts.unpack(row).to_row() if row.startswith(_PACKED_HEAD) else row
 
 
 def _checked_id(plain: Any) -> EventId:

@@ -61,7 +61,7 @@ class Loader:
         wanted = frozenset(tasks)
         missing = self._table.missing(wanted)
         # A request behind an earlier one for the same task waits its turn.
-        behind = {task for task in wanted if task in self._waiting}
+        behind = {task for task in wanted if task in self._waiting} if self._waiting else set[TaskId]()
         if not missing and not behind:
             then()
             return

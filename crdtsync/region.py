@@ -78,7 +78,7 @@ class RegionState:
         self._token = 0
         self.sealed: list[Commit] = []  # our commits since the driver's last turn, for gossip and the log's age
         self._open: list[Event] = []
-        self._open_stamp = 0
+        self._open_stamp = self._open_number = 0
         self._open_bytes = 0
         self.touched_by: list[tuple[WriterId, int, tuple[TaskId, ...]]] = []  # for settlement, drained by it
 
@@ -100,11 +100,13 @@ class RegionState:
         if not self.stamps:
             self.notify("warning", "clock.stamped_while_off", kind=type(event).__name__)
         if not self._open:
-            self._open_stamp = self.clock.tick(self.now)
-        event_id = EventId(self._open_stamp, self.writer, self.log.have[self.writer] + 1, len(self._open))
+            self._open_stamp, self._open_number = self.clock.tick(self.now), self.log.have[self.writer] + 1
+        event_id = EventId(self._open_stamp, self.writer, self._open_number, len(self._open))
         self._open.append(event)
         self.fold(event_id, event)
-        self._open_bytes += sum(len(part) for part in event if isinstance(part, bytes))
+        for part in event:
+            if type(part) is bytes:
+                self._open_bytes += len(part)
         if len(self._open) >= EVENTS_PER_COMMIT_MAX or self._open_bytes >= COMMIT_BYTES_MAX:
             self.seal()
         return event_id

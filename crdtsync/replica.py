@@ -499,8 +499,8 @@ class Replica:
         bound = here.clock.bound_to_persist()
         if bound is not None:
             batch.meta["clock"] = bound.to_bytes(8, "big")
-        here.table.refresh()
-        have, applied, digest = here.log.have, here.log.applied, bytes(here.table.digest)
+        have, applied = here.log.have, here.log.applied
+        digest = bytes(here.table.digest) if here.others else b""  # nobody to compare it with
         fresh, self._intake.fresh = self._intake.fresh, []
         taken, self._intake.taken = self._intake.taken, {}
 
@@ -547,7 +547,6 @@ class Replica:
             self._folded = True
             self._here.deriving = self._here.restoring = False
             self._here.reform()
-            self._here.table.refresh()
             self._neighbours.start()
         if self._folded:
             if not self._opened and self._here.is_member and self._may_open():

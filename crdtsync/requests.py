@@ -222,15 +222,7 @@ class Requests:
             )
         if len(here.table) >= settings.live_tasks_max:
             raise OverloadedError(f"{len(here.table)} tasks are live, the limit is {settings.live_tasks_max}")
-        base = declared.options
-        options: Options = base._replace(
-            partition=_policy_of(spec, declared),
-            attempts=spec.attempts or base.attempts,
-            backoff_ms_base=base.backoff_ms_base if spec.backoff_ms_base is None else spec.backoff_ms_base,
-            backoff_ms_max=base.backoff_ms_max if spec.backoff_ms_max is None else spec.backoff_ms_max,
-            cancel=spec.cancel or base.cancel,
-            timeout_ms=base.timeout_ms if spec.timeout_ms is None else spec.timeout_ms,
-        )
+        options = _options_of(spec, declared)
         owner = owner_of(
             spec.region,
             task_id,
@@ -483,6 +475,26 @@ def _current_edit(task: Task, label: str) -> EventId | None:
         (id for id, e in task.facts.rest if type(e) is kind and (not label or e.label == label)),  # type: ignore[union-attr]
         default=None,
     )
+
+
+def _options_of(spec: c.TaskSpec, declared: Declared) -> Options:
+    """What was declared, but for what the submission says itself. Raises InvalidRequestError."""
+    base, partition = declared.options, _policy_of(spec, declared)
+    said = (spec.attempts, spec.backoff_ms_base, spec.backoff_ms_max, spec.cancel, spec.timeout_ms)
+    if said == _NOTHING_SAID and partition == base.partition:
+        return base  # one object for a million tasks
+    options: Options = base._replace(
+        partition=partition,
+        attempts=spec.attempts or base.attempts,
+        backoff_ms_base=base.backoff_ms_base if spec.backoff_ms_base is None else spec.backoff_ms_base,
+        backoff_ms_max=base.backoff_ms_max if spec.backoff_ms_max is None else spec.backoff_ms_max,
+        cancel=spec.cancel or base.cancel,
+        timeout_ms=base.timeout_ms if spec.timeout_ms is None else spec.timeout_ms,
+    )
+    return options
+
+
+_NOTHING_SAID: Final = (None, None, None, None, None)
 
 
 def _policy_of(spec: c.TaskSpec, declared: Declared) -> str:

@@ -4,8 +4,8 @@ Tasks that can still move live here; ended ones leave for the disk once their ro
 come back by `Load` when something needs them. `known` says which ids were certainly never seen,
 so that a fresh submission costs no read.
 
-The digest is kept exact: whenever a task's view changes, its old share is taken out and the new
-one put in.
+The digest is exact whenever somebody asks for it: what changed since is hashed then, each task once
+however often it changed. A region alone asks for none, so it hashes a task when its row is written.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Task:
     @classmethod
     def from_row(cls, row: TaskRow) -> Task:
         """A copy for reading, which no table holds."""
-        task = cls(row.task, Facts.from_row(row.facts), row.digest, row.settled)
+        task = cls(row.task, Facts.unpack(row.facts), row.digest, row.settled)
         task.view = resolve(task.facts)
         task.state = task.view.state
         return task
@@ -60,7 +60,8 @@ class Task:
 class TaskTable:
     def __init__(self, domain: Domain) -> None:
         self.domain = domain
-        self.digest = Digest()
+        self._digest = Digest()
+        self._unhashed: dict[TaskId, Task] = {}  # whose share of the digest is out of date; all of them are dirty
         self.known = KnownIds()
         self._tasks: dict[TaskId, Task] = {}
         self._dirty: dict[TaskId, None] = {}
@@ -106,6 +107,7 @@ class TaskTable:
 
     def _changed(self, task: Task) -> None:
         task.view = None
+        self._unhashed[task.id] = task
         if task.settled and task.state is TaskState.DEAD:
             task.settled = False  # a requeue moves on from a settled death; nothing else that settled ever changes
         self._touched[task.id] = None
@@ -130,33 +132,48 @@ class TaskTable:
         touched, self._touched = self._touched, {}
         return [self._tasks[id] for id in touched if id in self._tasks]
 
-    def refresh(self) -> None:
-        """Resolve whatever changed, so that the digest is that of the facts held now."""
-        for id in self._touched:
-            task = self._tasks.get(id)
-            if task is not None:
-                self.view(task)
-
     @property
     def has_touched(self) -> bool:
         return bool(self._touched)
 
     def view(self, task: Task) -> TaskView:
-        """What the task's facts resolve to; brings the digest up to date."""
+        """What the task's facts resolve to."""
         view = task.view
         if view is None:
             view = task.view = resolve(task.facts)
             task.state = view.state
-            share = view_hash(task.id, view)
-            if share != task.digest:
-                self.digest.replace(task.digest, share)
-                task.digest = share
         return view
+
+    @property
+    def digest(self) -> Digest:
+        """The fingerprint of all tasks and limits, as their facts are now."""
+        unhashed, self._unhashed = self._unhashed, {}
+        for task in unhashed.values():
+            self._hash(task)
+        return self._digest
+
+    @digest.setter
+    def digest(self, digest: Digest) -> None:
+        self._digest = digest
+
+    def _hash(self, task: Task) -> None:
+        share = view_hash(task.id, self.view(task))
+        if share != task.digest:
+            self._digest.replace(task.digest, share)
+            task.digest = share
+        self.let_go_of_view(task)
+
+    def let_go_of_view(self, task: Task) -> None:
+        """Resolve a task that only waits again when something happens: a backlog of views is a fifth of its memory."""
+        if task.state is TaskState.WAITING and task.id not in self._unhashed:
+            task.view = None
 
     # Rows --------------------------------------------------------------------------------------
 
     def row(self, task: Task) -> TaskRow:
         view = self.view(task)
+        if self._unhashed.pop(task.id, None) is not None:
+            self._hash(task)  # the view that it may let go of is ours
         submitted = view.submitted
         return TaskRow(
             domain=self.domain,
@@ -171,7 +188,7 @@ class TaskTable:
             conflicts=len(view.conflicts),
             labels=view.labels,
             digest=task.digest,
-            facts=task.facts.to_row(),
+            facts=task.facts.pack(),
         )
 
     @property
@@ -195,16 +212,17 @@ class TaskTable:
             counted: Whether the row's share is in the digest (it was ours and had only left
                 memory). A row that comes from a peer's snapshot is not.
         """
+        facts = Facts.unpack(row.facts) if counted else Facts.from_row(row.facts)
         task = self._tasks.get(row.task)
         if task is None:
-            task = Task(row.task, Facts.from_row(row.facts), row.digest if counted else _NOTHING, row.settled)
+            task = Task(row.task, facts, row.digest if counted else _NOTHING, row.settled)
             task.state = TaskState(row.state)
             self._tasks[row.task] = task
             self.known.add(row.task)
             self._absent.pop(row.task, None)
             if not counted:
                 self._changed(task)
-        elif task.facts.join(Facts.from_row(row.facts)):
+        elif task.facts.join(facts):
             self._changed(task)
         return task
 

@@ -264,6 +264,11 @@ def _is_behind_fence(known: AttemptFacts, by: AttemptFacts | None) -> bool:
 # What is undone ------------------------------------------------------------------------------------
 
 
+def is_compensated(facts: Facts) -> bool:
+    """Whether any submission names a compensation: else nothing of the task is ever undone."""
+    return any(submitted.options.compensate for _, submitted in facts.submissions)
+
+
 def undo(facts: Facts, view: TaskView, *, settled: bool, decided: bool) -> tuple[Undo, ...]:
     """The compensations that are due by now, done or not. Only ever grows, as facts do.
 
@@ -273,9 +278,9 @@ def undo(facts: Facts, view: TaskView, *, settled: bool, decided: bool) -> tuple
     submitted = view.submitted
     if submitted is None or submitted.undoes is not None or not view.attempts:
         return ()
-    names = {event_id: submission.options.compensate for event_id, submission in facts.submissions}
-    if not any(names.values()):
+    if not is_compensated(facts):
         return ()
+    names = {event_id: submission.options.compensate for event_id, submission in facts.submissions}
     final = settled or (decided and submitted.options.partition == "wait")
     standing, first = standing_keys(view), first_records(view)
     due: list[Undo] = []

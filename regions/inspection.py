@@ -227,7 +227,7 @@ async def _verify_rows(store: Store, domain: Domain, digest: Digest, report: Rep
             report.tasks += 1
             digest.replace(nothing, row.digest)
             try:
-                share = view_hash(row.task, resolve(Facts.from_row(row.facts)))
+                share = view_hash(row.task, resolve(Facts.unpack(row.facts)))
             except CrdtSyncError as error:
                 report.found(f"task {row.task.hex()}: its facts cannot be read: {error}")
                 continue

@@ -14,6 +14,7 @@ from typing import Final
 
 from crdtsync.effects import TaskRow
 from crdtsync.errors import RemoteProtocolError
+from crdtsync.history import to_travel
 from crdtsync.identifiers import Domain
 from crdtsync.protocol.peer_messages import (
     ROWS_MAX,
@@ -45,7 +46,7 @@ class SnapshotSender:
     def rows_read(self, rows: Iterable[TaskRow]) -> None:
         """The read under way is done; no rows means that there are no more."""
         self.reading = None
-        self._rows.extend(rows)
+        self._rows.extend(row._replace(facts=to_travel(row.facts)) for row in rows)
         if self._rows:
             self.after = self._rows[-1].task
         else:

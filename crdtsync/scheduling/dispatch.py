@@ -6,6 +6,7 @@ the worker hears of it once that commit is durable.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Final
 
@@ -22,7 +23,7 @@ from crdtsync.scheduling.ready import Lane, ReadyQueue
 from crdtsync.scheduling.workers import Worker, Workers
 from crdtsync.task_view import AttemptView, TaskView
 from crdtsync.tasks import Task
-from crdtsync.undoing import continuation, effect_root, inherited_effects, newest_checkpoint
+from crdtsync.undoing import Effect, continuation, effect_root, inherited_effects, newest_checkpoint, shared_root
 from crdtsync.workflow.dependencies import Dependencies
 
 CLAIMS_PER_TURN: Final = 500  # so that one input never holds the loop for long
@@ -53,7 +54,7 @@ class Dispatcher:
         self._decisions = decisions
         self._limits = limits
         self._held: list[TaskId] = []  # ready, but a peer that has just come back may have run it already
-        self._ended: dict[AttemptId, TaskId] = {}
+        self._ended: OrderedDict[AttemptId, TaskId] = OrderedDict()  # a dict is slow to say which key is its oldest
         self.could_go_on = False  # the last turn ended at its bound, with work and credit left
 
     # Starting ----------------------------------------------------------------------------------
@@ -65,15 +66,21 @@ class Dispatcher:
             return
         assigned: dict[WorkerId, list[Assignment]] = {}
         present = self._present()
+        worker: Worker | None = None
+
+        def is_served(lane: Lane) -> bool:
+            nonlocal worker
+            worker = self._workers.pick(lane)
+            return worker is not None
+
         for _ in range(CLAIMS_PER_TURN):
-            lane = self._ready.next_lane(lambda lane: self._workers.pick(lane) is not None)
+            lane = self._ready.next_lane(is_served)
             if lane is None:
                 break
             limit = self._limits.blocking(lane)
             if limit is not None:
                 self._limits.park(lane, limit)
                 continue
-            worker = self._workers.pick(lane)
             task_id = self._ready.pop(lane)
             task = self._here.table.get(task_id) if task_id is not None else None
             if worker is None or task is None:
@@ -157,10 +164,16 @@ class Dispatcher:
         assert known.claim is not None
         assert shown is not None
         claim = known.claim
-        relies = frozenset(claim.relies)
-        continued = () if claim.continues is None else inherited_effects(task.facts, claim.continues)
-        inherited = [effect for effect in continued if not relies.isdisjoint(effect.ids)]
-        checkpoint = newest_checkpoint(task.facts, attempt)
+        inherited: list[Effect] = []
+        if claim.continues is None:  # as at nearly every claim: then all that follows is its own
+            root = shared_root(claim.inputs) if claim.token else attempt
+            checkpoint = None if known.checkpoint is None else known.checkpoint[1]
+        else:
+            relies = frozenset(claim.relies)
+            continued = inherited_effects(task.facts, claim.continues)
+            inherited = [effect for effect in continued if not relies.isdisjoint(effect.ids)]
+            root = effect_root(task.facts, attempt)
+            checkpoint = newest_checkpoint(task.facts, attempt)
         return Assignment(
             task=task.id,
             attempt=attempt,
@@ -172,7 +185,7 @@ class Dispatcher:
             fence=claim.token,
             deadline_ms=submitted.deadline_ms,
             timeout_ms=submitted.options.timeout_ms,
-            root=effect_root(task.facts, attempt),
+            root=root,
             effects=tuple((effect.name, effect.result) for effect in inherited),
             checkpoint=None if checkpoint is None else checkpoint.data,
             checkpoint_index=0 if checkpoint is None else checkpoint.index,
@@ -303,4 +316,4 @@ class Dispatcher:
     def _remember(self, attempt: AttemptId, task: TaskId) -> None:
         self._ended[attempt] = task
         if len(self._ended) > ENDED_KEPT:
-            del self._ended[next(iter(self._ended))]
+            self._ended.popitem(last=False)

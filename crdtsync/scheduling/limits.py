@@ -309,19 +309,19 @@ class Limits:
                     rule.used += 1
                     self._bind_for(rule, left_ms, 1, 0)
 
-    def note(self, task: Task, view: TaskView) -> None:
+    def note(self, task: Task, view: TaskView, open_attempts: tuple[AttemptId, ...]) -> None:
         """The task is reviewed: slots follow its open attempts."""
         known = self._of_task.get(task.id, ())
-        if not known and not view.open_attempts:
-            return
+        if known == open_attempts:
+            return  # so every one of them is bound
         for attempt in known:
-            if attempt not in view.open_attempts:
+            if attempt not in open_attempts:
                 self._release(attempt)
-        for attempt in view.open_attempts:
+        for attempt in open_attempts:
             if attempt not in self._bound:
                 self._bind(attempt, self.scope_of(view))
-        if view.open_attempts:
-            self._of_task[task.id] = tuple(view.open_attempts)
+        if open_attempts:
+            self._of_task[task.id] = open_attempts
         else:
             self._of_task.pop(task.id, None)
 

@@ -81,8 +81,14 @@ class Workers:
 
     def pick(self, lane: Lane) -> Worker | None:
         """The least loaded worker with credit for this lane."""
-        able = [w for w in self._workers.values() if w.free > 0 and w.serves(lane)]
-        return max(able, key=lambda w: (w.free, w.id), default=None)
+        best: Worker | None = None
+        most = 0
+        for worker in self._workers.values():
+            free = worker.free
+            if free >= most and free and worker.serves(lane):
+                if best is None or (free, worker.id) > (most, best.id):
+                    best, most = worker, free
+        return best
 
     def credits_for(self, lane: Lane) -> int:
         """How many more attempts of this lane the workers could take now."""

@@ -151,6 +151,7 @@ def test_a_row_loses_nothing(old: list[tuple[EventId, TaskEvent]], new: list[tup
     new = [(event_id, known.get(event_id, event)) for event_id, event in new]
     from_row = Facts.from_row(facts_of(old).to_row())
     assert from_row == facts_of(old)
+    assert Facts.unpack(facts_of(old).pack()) == facts_of(old)
     for event_id, event in new:
         from_row.add(event_id, event)
     assert fingerprint(from_row) == fingerprint(facts_of(old + new))
