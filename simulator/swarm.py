@@ -22,6 +22,7 @@ from crdtsync.limit import Limit
 from simulator.catalogue import CATALOGUE, Aim, FaultKind, Param
 from simulator.plan import Fault, ParamValue, Plan
 from simulator.scenario import Arrivals, Links, Load, Region, Scenario
+from simulator.vacuity import AFTER_US
 from simulator.workload import LIMITED
 
 DURATION_MS: Final = 120_000
@@ -34,6 +35,9 @@ CUT_SHARE: Final = 0.3  # of the seeds: a region is cut off, for long enough to 
 CUT_MS: Final = (5_000, 20_000)
 REDRIVEN_SHARE: Final = 0.6  # of the seeds that have tasks which die: an operator requeues them
 LIMITED_SHARE: Final = 0.25
+COMPANY_SHARE: Final = 0.8  # of the seeds with a fault that meets an invariant by chance too rarely
+STORM: Final = {"rate": 0.6, "within_ms": 300}  # of what a worker that is deaf runs, soon enough to find it running
+DEAF_PER_S: Final = 0.5  # tasks for it to run, in each region
 RATE_PER_S_MAX: Final = 3.0  # of all loads together
 UTILISATION_MAX: Final = 0.5  # of the weakest region's workers, bursts apart
 BURST_TASKS_MAX: Final = 300  # that one burst adds
@@ -101,7 +105,10 @@ def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
     settings["lease_ms"] = locks.choice((1_500, 3_000, 5_000))
     if locks.random() < LOCKS_SHARE:  # they take no worker's slot
         loads = (*loads, Load("locks", Arrivals("poisson", round(locks.uniform(0.2, 1.0), 2))))
-    limits, limited = _limits(seed)
+    company, kept = _company(seed, faults, loads, regions, heal_ms)
+    faults += company
+    loads = (*loads, *kept)
+    limits, limited = _limits(seed, {fault.kind for fault in faults})
     loads = (*loads, *limited)
     faults = [_bearable(fault, loads, regions) if fault.kind == "burst" else fault for fault in faults]
     drawn: dict[str, Any] = {
@@ -158,6 +165,30 @@ def _besides(seed: int, names: list[str], loads: tuple[Load, ...], heal_ms: int)
         start_ms = rng.randint(min(SETTLE_MS, heal_ms // 2), heal_ms - duration_ms)
         done.append(Fault("isolate", start_ms, duration_ms, (rng.choice(names),)))
     return done
+
+
+def _company(
+    seed: int, faults: list[Fault], loads: tuple[Load, ...], regions: tuple[Region, ...], heal_ms: int
+) -> tuple[list[Fault], tuple[Load, ...]]:
+    """A worker that ignores requests to stop changes something only where somebody asks: what it runs is cancelled. And
+    that an offer is taken up while it does needs others that make some: an operator drains half of them."""
+    deaf = next((fault for fault in faults if fault.kind == "worker_deaf"), None)
+    rng = _stream(seed, "company of the deaf")
+    if deaf is None or rng.random() >= COMPANY_SHARE:
+        return [], ()
+    names = [region.name for region in regions]
+    others = [name for name in names if name not in deaf.targets] or names
+    drained = tuple(sorted(rng.sample(others, -(-len(others) // 2))))
+    lasts_ms = min(heal_ms - deaf.start_ms, max(deaf.duration_ms, 2_000))
+    offers_ms = min(heal_ms - deaf.start_ms, lasts_ms + AFTER_US // 1_000)
+    company = [
+        Fault("cancel_storm", deaf.start_ms, lasts_ms, deaf.targets, dict(STORM)),
+        Fault("drain", deaf.start_ms, offers_ms, drained),
+    ]
+    taken = sum(load.arrivals.per_s * WORK_S.get(load.model, 0.0) for load in loads)
+    left_per_s = (UTILISATION_MAX * len(regions) * _slots(regions) - taken) / WORK_S["charge"]
+    per_s = round(min(left_per_s, len(regions) * DEAF_PER_S), 2)
+    return company, (Load("charge", Arrivals("poisson", per_s)),) if per_s > 0 else ()
 
 
 def _settings(rng: random.Random) -> dict[str, Any]:
@@ -239,10 +270,11 @@ def _bearable(burst: Fault, loads: tuple[Load, ...], regions: tuple[Region, ...]
     return replace(burst, duration_ms=duration_ms, params={**burst.params, "factor": round(1 + extra, 3)})
 
 
-def _limits(seed: int) -> tuple[tuple[Limit, ...], tuple[Load, ...]]:
-    """Every fourth seed has limits, and work under them."""
+def _limits(seed: int, kinds: set[str]) -> tuple[tuple[Limit, ...], tuple[Load, ...]]:
+    """Every fourth seed has limits, and work under them; so have most in which a storm of cancels meets nothing else."""
     rng = _stream(seed, "limits")
-    if rng.random() >= LIMITED_SHARE:
+    kept = "cancel_storm" in kinds and _stream(seed, "limits in a storm").random() < COMPANY_SHARE
+    if rng.random() >= LIMITED_SHARE and not kept:
         return (), ()
     per_s = round(rng.uniform(0.3, 1.2), 2)
     limits = [Limit(queue=LIMITED, concurrency=rng.randint(2, 6), scope=rng.choice(("global", "global", "region")))]

@@ -65,6 +65,29 @@ def test_a_new_kind_of_fault_leaves_the_scenarios_of_other_seeds_as_they_were(mo
     assert 0 < len(changed) < 20
 
 
+def test_faults_that_meet_an_invariant_too_rarely_by_chance_are_given_company():
+    """Over 603 seeds no storm of cancels had met a limit, and no worker that ignores requests to stop an offer."""
+    storms, deaf = [], []
+    for seed in range(300):
+        scenario = draw(seed)
+        kinds = Counter(fault.kind for fault in scenario.plan.faults)
+        if kinds["cancel_storm"]:
+            storms.append(bool(scenario.limits))
+        for fault in scenario.plan.faults:
+            if fault.kind == "worker_deaf":
+                asked = [
+                    other
+                    for other in scenario.plan.faults
+                    if other.kind == "cancel_storm"
+                    and other.targets == fault.targets
+                    and other.start_ms == fault.start_ms
+                ]
+                deaf.append(bool(asked) and kinds["drain"] > 0)
+    assert sum(storms) > len(storms) / 2
+    assert sum(deaf) > 10
+    assert sum(deaf) < len(deaf), "and some are left alone"
+
+
 def test_a_drawn_load_is_one_that_its_regions_can_bear():
     """Else what waits its turn behind thousands looks stuck, and nobody can tell."""
     bursts = 0

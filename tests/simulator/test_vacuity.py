@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from simulator import World
+from crdtsync.limit import Limit
+from simulator import Arrivals, Fault, Load, Plan, Region, Scenario, World
 from simulator.catalogue import CATALOGUE
 from simulator.checkers import INVARIANTS, all_checkers, vacuity_of
 from simulator.hunting import GROUNDS
@@ -102,3 +103,47 @@ def test_a_run_fills_the_table_of_the_faults_that_it_had():
     assert {fault.fault.kind for fault in world.faults if fault.hits} == set(table)
     for invariant in ("DUR-1", "LOG-2", "CONV-1", "TASK-1", "OWN-1", "HLC-2"):
         assert table["isolate"][invariant], invariant
+
+
+@pytest.mark.parametrize(
+    "kind, invariant, scenario",
+    [
+        pytest.param(
+            "worker_deaf",
+            "OWN-3",
+            Scenario(
+                name="deaf",
+                regions=(Region("eu"), Region("us"), Region("ap")),
+                loads=(Load("charge", Arrivals(per_s=3)),),
+                plan=Plan(
+                    (
+                        Fault("worker_deaf", 3_000, 8_000, ("eu",)),
+                        Fault("cancel_storm", 3_000, 8_000, ("eu",), {"rate": 0.6, "within_ms": 300}),
+                        Fault("drain", 3_000, 10_000, ("us",)),
+                    ),
+                    14_000,
+                ),
+                duration_ms=20_000,
+            ),
+            id="a worker is deaf while its region takes up offers",
+        ),
+        pytest.param(
+            "cancel_storm",
+            "CAP-1",
+            Scenario(
+                name="storm",
+                regions=(Region("eu"), Region("us"), Region("ap")),
+                loads=(Load("limited", Arrivals(per_s=3)),),
+                plan=Plan((Fault("cancel_storm", 3_000, 8_000, ("eu",), {"rate": 0.5}),), 12_000),
+                limits=(Limit(queue="limited", concurrency=3, scope="global"),),
+                duration_ms=20_000,
+            ),
+            id="tasks are cancelled while a limit holds",
+        ),
+    ],
+)
+def test_pairs_that_the_swarm_missed_can_meet(kind, invariant, scenario):
+    checkers = all_checkers()
+    world = World(scenario, 1, checkers=checkers, keep=False)
+    assert world.run().ok
+    assert vacuity_of(checkers).table[kind][invariant] > 0
