@@ -120,6 +120,10 @@ IMPOSSIBLE: Final[dict[tuple[str, str], str]] = {
         ("disk_clone", name): "two processes of one region vote until they meet: leases are not judged from there on"
         for name in ("EXCL-1", "EXCL-2", "EXCL-4", "EXCL-5", "EXCL-6", "EXCL-7", "EXCL-8", "EXCL-9", "LEAD-1")
     },
+    **{
+        ("*", name): "no seed of the swarm changes the membership yet"
+        for name in ("MEMB-1", "MEMB-2", "MEMB-3", "MEMB-4")
+    },
     **{(kind, "TIME-2"): "only a process that was stopped wakes" for kind in CATALOGUE if kind != "pause"},
 }
 

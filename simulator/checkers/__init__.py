@@ -20,11 +20,13 @@ from simulator.checkers.convergence import Convergence
 from simulator.checkers.dependencies import Dependencies
 from simulator.checkers.durability import Durability
 from simulator.checkers.exclusivity import Exclusivity
+from simulator.checkers.fencing import Fencing
 from simulator.checkers.idempotency import Idempotency
 from simulator.checkers.lease_histories import LeaseHistories
 from simulator.checkers.lifecycle import Lifecycle
 from simulator.checkers.limits import Limits
 from simulator.checkers.liveness import Liveness
+from simulator.checkers.members import Members
 from simulator.checkers.placement import Placement
 from simulator.checkers.retries import Retries
 from simulator.checkers.time import Time
@@ -45,6 +47,8 @@ FAMILIES: Final[tuple[type[Family], ...]] = (
     Time,
     Boundedness,
     Exclusivity,
+    Fencing,
+    Members,
     Limits,
     Liveness,
 )

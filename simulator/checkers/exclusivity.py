@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from crdtsync.protocol import codec
 from simulator.checkers.chronicle import Chronicle, Family
+from simulator.checkers.configurations import Configurations
 from simulator.locks import PROBE
 from simulator.trace import Record
 
@@ -51,6 +52,8 @@ class Belief:
 
 class Exclusivity(Family):
     kinds = (
+        "commit",
+        "disk.durable",
         "notify",
         "node.start",
         "lock.call",
@@ -60,7 +63,8 @@ class Exclusivity(Family):
         "register.write",
     )
     #: EXCL-1: a register that refuses smaller tokens serves one holder after another. EXCL-2: tokens grow in the order of
-    #: grants, and stand on disk. EXCL-4: grants and renewals have a majority. EXCL-5: a voter's word binds it, over a
+    #: grants, and stand on disk. EXCL-4: grants and renewals have a majority, of a membership whose majorities meet those
+    #: of the one before (`configurations`). EXCL-5: a voter's word binds it, over a
     #: restart too. EXCL-6: programs that look before they act never overlap. EXCL-7: only the newest token is renewed.
     #: EXCL-9: a free lease is obtained. LEAD-1: one region leads at a time.
     invariants = ("EXCL-1", "EXCL-2", "EXCL-4", "EXCL-5", "EXCL-6", "EXCL-7", "EXCL-9", "LEAD-1")
@@ -78,6 +82,11 @@ class Exclusivity(Family):
         self._probe: dict[str, tuple[int, str]] = {}  # owner -> when it asked, where
         self._obtained: dict[str, int] = {}
         self._twins = False  # a clone of a disk was started
+        self._configurations = Configurations(
+            chronicle,
+            fail=lambda text, record, about: self.fail("EXCL-4", text, events=(record.seq,), about=about),
+            judged=lambda region, record: self.judged("EXCL-4", region, record),
+        )
 
     def on_event(self, record: Record) -> None:
         if record.kind == "node.start" and "~" in record.node:
@@ -87,6 +96,10 @@ class Exclusivity(Family):
         if record.kind == "notify":
             if record.id.startswith("lease."):
                 self._lease(record)
+        elif record.kind == "commit":
+            self._configurations.commit(record)
+        elif record.kind == "disk.durable":
+            self._configurations.durable(record)
         elif record.kind == "node.start":
             self._lives[record.node] = (record.id, record.at_us)
         elif record.kind == "register.write":

@@ -16,9 +16,12 @@ from typing import Any
 
 from crdtsync import events as ev
 from crdtsync.clock import make_stamp
+from crdtsync.coordination.membership import Membership
+from crdtsync.coordination.roster import Roster
 from crdtsync.effects import CommitRow, Notify, Persist, TaskRow
 from crdtsync.identifiers import DEFAULT_DOMAIN, EventId, RegionId, TaskId, writer_id
 from crdtsync.log.commit import NO_HASH, Commit, seal
+from crdtsync.log.heads import Heads
 from crdtsync.settings import Settings
 from simulator.checkers import Chronicle, Family
 from simulator.clock import EPOCH_US, LocalClock
@@ -35,6 +38,8 @@ class FakeNode:
     def __init__(self, stage: Stage, region: str, members: tuple[str, ...]) -> None:
         self.name = self.region = region
         self.settings = Settings("test", RegionId(region), "a", tuple(map(RegionId, members)), lost_after_ms=3_000)
+        self.shown: Membership | None = None  # instead of what its log comes to
+        self._folded: tuple[int, Membership] = (-1, Membership.founding(()))
         self.applied: dict[str, int] = {}
         self.digest = b"same"
         self.clock = LocalClock()
@@ -43,7 +48,7 @@ class FakeNode:
             _opened=True,
             _rows=SimpleNamespace(floor_heads={}),
         )
-        self.disk = SimpleNamespace(slow_us=0)
+        self.disk = SimpleNamespace(slow_us=0, store=SimpleNamespace(meta={}))
         self.slow_us = 0
         self.links: dict[str, object] = {}
         self.running = True
@@ -53,6 +58,19 @@ class FakeNode:
         self.incarnation = 0
         self.life = 1
         self._stage = stage
+
+    @property
+    def membership(self) -> Membership:
+        if self.shown is not None:
+            return self.shown
+        if self._folded[0] != len(self.log):
+            roster = Roster(RegionId(self.region), map(RegionId, self._stage.world.scenario.founders))
+            for commit in self.log:
+                for place, event in enumerate(commit.events):
+                    if isinstance(event, ev.MembersChanged | ev.FinalHeads):
+                        roster.add(EventId(commit.stamp, commit.writer, commit.number, place), event)
+            self._folded = (len(self.log), roster.fold(Heads(self.applied)))
+        return self._folded[1]
 
     @property
     def have(self) -> dict[str, int]:
@@ -67,13 +85,13 @@ class FakeNode:
 
 
 class Stage:
-    def __init__(self, family: type[Family], *regions: str, **scenario: Any) -> None:
+    def __init__(self, family: type[Family], *regions: str, joins: str = "", **scenario: Any) -> None:
         names = regions or ("eu", "us")
         kernel = SimpleNamespace(now_us=10_000_000)
         self.world = SimpleNamespace(
             kernel=kernel,
             seed=7,
-            scenario=Scenario("stage", tuple(Region(name) for name in names), **scenario),
+            scenario=Scenario("stage", tuple(Region(name, joins=name == joins) for name in names), **scenario),
             nodes={},
             faults=[],
             history=[],
@@ -84,6 +102,7 @@ class Stage:
         self.world.nodes = {name: FakeNode(self, name, names) for name in names}
         self.world.regions = self.world.nodes
         self.world.healed_nodes = lambda: list(self.world.nodes.values())
+        self.world.membership = lambda: max((n.membership for n in self.world.nodes.values()), key=lambda m: m.stamp)
         self.world.violation = self._violation
         self.trace = Trace(kernel)
         self.chronicle = Chronicle()
@@ -157,12 +176,18 @@ class Stage:
         return [EventId(commit.stamp, commit.writer, commit.number, place) for place in range(len(events))]
 
     def store(
-        self, name: str, *commits: Commit, durable: bool = True, rows: tuple[TaskRow, ...] = (), drop: Any = ()
+        self,
+        name: str,
+        *commits: Commit,
+        durable: bool = True,
+        rows: tuple[TaskRow, ...] = (),
+        drop: Any = (),
+        meta: tuple[tuple[str, bytes], ...] = (),
     ) -> None:
         """A batch on its way to a node's disk, and on it."""
         self._batches += 1
         written = tuple(CommitRow(c.domain, c.writer, c.number, c.stamp, c.blob) for c in commits)
-        batch = Persist(self._batches, written, rows, drop=drop)
+        batch = Persist(self._batches, written, rows, meta=meta, drop=drop)
         data = (tuple((row.writer, row.number) for row in written), len(rows), 0)
         self.trace.add("disk.write", name, f"b{batch.batch}", data, subject=batch)
         if durable:
