@@ -31,7 +31,8 @@ from crdtsync.errors import (
     error_from_record,
 )
 from crdtsync.limit import Limit
-from regions.connection import LOST, Command, Dial, NodeConnection, Pending, Repeat, dial_websocket
+from regions.connection import LOST, Command, NodeConnection, Pending, Repeat
+from regions.duplex import Dial, dial_websocket
 from regions.leases import TTL_S, Lease
 from regions.submission import DEFAULT_OPTIONS, Options, TaskRef, new_task_id, task_id_of, task_spec
 

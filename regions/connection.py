@@ -22,16 +22,12 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from enum import Enum
-from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
-
-from websockets.asyncio.client import connect
-from websockets.exceptions import WebSocketException
+from typing import Any, Final, Literal, TypeAlias
 
 from crdtsync.commands import ClientCommand, Forget, WorkerCommand
 from crdtsync.errors import (
-    ConfigError,
     CrdtSyncError,
     IndefiniteError,
     OverloadedError,
@@ -40,7 +36,6 @@ from crdtsync.errors import (
     error_from_record,
 )
 from crdtsync.protocol.messages import (
-    FRAME_BYTES_MAX,
     FRAME_MESSAGES_MAX,
     PROTOCOL_VERSION,
     Assigned,
@@ -55,13 +50,10 @@ from crdtsync.protocol.messages import (
     decode_frame,
     encode_frames,
 )
+from regions.duplex import CLOSE_TIMEOUT_S, GONE, OPEN_TIMEOUT_S, Dial, Duplex
 
 log = logging.getLogger("crdtsync.connection")
 
-OPEN_TIMEOUT_S: Final = 5.0
-CLOSE_TIMEOUT_S: Final = 1.0
-PING_INTERVAL_S: Final = 5.0
-PING_TIMEOUT_S: Final = 10.0  # a handler that holds the loop for less does not cost the connection
 BACKOFF_S_BASE: Final = 0.05
 BACKOFF_S_MAX: Final = 2.0
 UNSENT_MAX: Final = 100_000  # requests that wait for their turn or for a connection; beyond it OverloadedError
@@ -75,40 +67,7 @@ Settle: TypeAlias = Callable[[Any, CrdtSyncError | None, bool], None]
 Push: TypeAlias = Assigned | StopAttempt
 
 
-class Duplex(Protocol):
-    """Moves frames. Raises OSError, EOFError or WebSocketException once the other side is gone."""
-
-    async def send(self, frame: bytes, /) -> None: ...
-
-    async def recv(self) -> str | bytes: ...
-
-    async def close(self) -> None: ...
-
-
-T = TypeVar("T")
-Dial: TypeAlias = Callable[[], Awaitable[Duplex]]
 LOST: Final = object()  # told as a value, not final, when the connection is lost and the request will be sent again
-GONE: Final = (OSError, EOFError, WebSocketException, TimeoutError)
-
-
-def dial_websocket(url: str) -> Dial:
-    """How to reach a node by its URL, `ws://HOST:PORT`. Raises ConfigError for another kind."""
-    if not url.startswith(("ws://", "wss://")):
-        raise ConfigError(f"node URL {url!r}: expected ws://HOST:PORT")
-
-    async def dial() -> Duplex:
-        return await connect(
-            url,
-            compression=None,
-            proxy=None,
-            open_timeout=OPEN_TIMEOUT_S,
-            close_timeout=CLOSE_TIMEOUT_S,
-            ping_interval=PING_INTERVAL_S,
-            ping_timeout=PING_TIMEOUT_S,
-            max_size=FRAME_BYTES_MAX,
-        )
-
-    return dial
 
 
 class Repeat(Enum):
@@ -174,7 +133,9 @@ class NodeConnection:
         self._unsent: tuple[deque[Pending], deque[Pending]] = (deque(), deque())
         self._room = [requests_max, waits_max]
         self._notes: deque[Command] = deque()  # sent without an answer
-        self._wake = asyncio.Event()
+        self._due: asyncio.Handle | None = None
+        self._frames: deque[bytes] = deque()  # did not fit into the transport
+        self._wake = asyncio.Event()  # there are some
         self._duplex: Duplex | None = None
         self._ready = asyncio.Event()
         self._down_since: float | None = None
@@ -252,7 +213,7 @@ class NodeConnection:
         pending = Pending(self._ids, command, settle, since=self._now(), repeat=repeat, waits=waits)
         self._pending[pending.id] = pending
         queue.append(pending)
-        self._wake.set()
+        self._nudge()
         return pending
 
     async def request(self, command: Command, *, repeat: Repeat, waits: bool = False) -> Any:
@@ -284,7 +245,7 @@ class NodeConnection:
         """Send `command`, expecting no answer. Lost with the connection."""
         if self._duplex is not None:
             self._notes.append(command)
-            self._wake.set()
+            self._nudge()
 
     def forget(self, pending: Pending) -> None:
         """Whoever asked does not want the answer any more."""
@@ -296,7 +257,7 @@ class NodeConnection:
         self._room[pending.waits] += 1
         if pending.waits:
             self.note(Forget(ticket=pending.id))
-        self._wake.set()
+        self._nudge()
 
     async def ask_first(self, command: Command) -> Any:
         """For `on_open` only: ask before everything that waits."""
@@ -331,7 +292,8 @@ class NodeConnection:
 
     async def _keep_dialling(self) -> None:
         failures = 0
-        while self._fatal is None:
+        # A cancellation that meets another error on its way out is replaced by it: so closing is looked at as well.
+        while not self.closed:
             began = self.connections
             try:
                 await self._serve_one()
@@ -344,7 +306,7 @@ class NodeConnection:
                 log.debug("%s: %s", self._where, reason)
             failures = 1 if self.connections > began else failures + 1
             self._lost()
-            if self._fatal is None:
+            if not self.closed:
                 ceiling = min(BACKOFF_S_MAX, BACKOFF_S_BASE * 2 ** min(failures, 10))
                 await self._rest(random.uniform(ceiling / 2, ceiling))  # noqa: S311 - spreads load, guards nothing
 
@@ -359,6 +321,7 @@ class NodeConnection:
         finally:
             self._duplex = None
             self._notes.clear()
+            self._frames.clear()
             with contextlib.suppress(*GONE):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await duplex.close()
@@ -380,8 +343,8 @@ class NodeConnection:
             self.connections += 1
             self._down_since = None
             self._ready.set()
-            self._wake.set()
-            tasks.append(asyncio.ensure_future(self._write(duplex)))
+            tasks.append(asyncio.ensure_future(self._write_on(duplex)))
+            self._nudge()
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             ended = [task for task in tasks if task.done()]
@@ -402,14 +365,35 @@ class NodeConnection:
         return answer
 
     async def _read(self, duplex: Duplex) -> None:
-        while True:
-            for message in decode_frame(_binary(await duplex.recv()), Expect.NODE):
-                if type(message) is Response:
-                    self._answered(message)
-                elif isinstance(message, Assigned | StopAttempt) and self._on_push is not None:
-                    self._on_push(message)
-                else:
-                    raise RemoteProtocolError(f"{self._where} sent {type(message).__name__} out of turn")
+        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def heard(frame: bytes | str) -> None:
+            if failed.done():
+                return
+            try:
+                self._heard(frame)
+            except Exception as error:  # noqa: BLE001 - raised where the connection is attended
+                failed.set_exception(error)
+
+        listening = asyncio.ensure_future(duplex.listen(heard))
+        try:
+            await asyncio.wait((listening, failed), return_when=asyncio.FIRST_COMPLETED)
+            for ended in (failed, listening):
+                if ended.done():
+                    ended.result()
+        finally:
+            listening.cancel()
+            failed.cancel()
+            await asyncio.gather(listening, failed, return_exceptions=True)
+
+    def _heard(self, frame: bytes | str) -> None:
+        for message in decode_frame(_binary(frame), Expect.NODE):
+            if type(message) is Response:
+                self._answered(message)
+            elif isinstance(message, Assigned | StopAttempt) and self._on_push is not None:
+                self._on_push(message)
+            else:
+                raise RemoteProtocolError(f"{self._where} sent {type(message).__name__} out of turn")
 
     def _answered(self, response: Response) -> None:
         pending = self._pending.get(response.id)
@@ -419,17 +403,37 @@ class NodeConnection:
             del self._pending[response.id]
             self._room[pending.waits] += 1
             if self._unsent[pending.waits]:
-                self._wake.set()
+                self._nudge()
         error = error_from_record(response.error) if response.error is not None else None
         pending.settle(response.value, error, response.final)
 
-    async def _write(self, duplex: Duplex) -> None:
+    def _nudge(self) -> None:
+        """Have what waits sent: at the end of this turn of the loop, with what else is asked for in it."""
+        if self._due is None and self._ready.is_set():
+            self._due = asyncio.get_running_loop().call_soon(self._write)
+
+    def _write(self) -> None:
+        """Send what waits, as far as that is possible without waiting; `_write_on` goes on from there."""
+        self._due = None
+        duplex = self._duplex
+        if duplex is None or self._frames or not duplex.open:
+            return  # what is not tried on a connection that has ended is certain not to have been done
+        while batch := self._take():
+            self._frames.extend(self._encode(batch))
+            while self._frames:
+                if not duplex.write(self._frames[0]):
+                    self._wake.set()
+                    return
+                self._frames.popleft()
+
+    async def _write_on(self, duplex: Duplex) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while batch := self._take():
-                for frame in self._encode(batch):
-                    await duplex.send(frame)
+            while self._frames:
+                await duplex.send(self._frames[0])
+                self._frames.popleft()
+            self._write()
 
     async def _wait_dropped(self) -> None:
         await self._dropped.wait()
@@ -533,41 +537,3 @@ def _binary(frame: str | bytes) -> bytes:
     if isinstance(frame, str):
         raise RemoteProtocolError("a text frame stands where a binary one must")
     return frame
-
-
-class QueueDuplex:
-    """One end of a transport inside a process: what one end sends, the other receives."""
-
-    def __init__(self, inbox: asyncio.Queue[bytes], outbox: asyncio.Queue[bytes]) -> None:
-        self._inbox = inbox
-        self._outbox = outbox
-        self._closed = asyncio.Event()
-
-    @classmethod
-    def pair(cls, frames_max: int = 64) -> tuple[QueueDuplex, QueueDuplex]:
-        """Two ends; a sender waits while `frames_max` frames are unread."""
-        one: asyncio.Queue[bytes] = asyncio.Queue(frames_max)
-        other: asyncio.Queue[bytes] = asyncio.Queue(frames_max)
-        left, right = cls(one, other), cls(other, one)
-        left._closed = right._closed
-        return left, right
-
-    async def send(self, frame: bytes, /) -> None:
-        await self._until_closed(self._outbox.put(frame))
-
-    async def recv(self) -> bytes:
-        return await self._until_closed(self._inbox.get())
-
-    async def close(self) -> None:
-        self._closed.set()
-
-    async def _until_closed(self, action: Coroutine[Any, Any, T]) -> T:
-        acting, closed = asyncio.ensure_future(action), asyncio.ensure_future(self._closed.wait())
-        try:
-            await asyncio.wait((acting, closed), return_when=asyncio.FIRST_COMPLETED)
-            if acting.done():
-                return acting.result()
-            raise EOFError("the other end was closed")
-        finally:
-            acting.cancel()
-            closed.cancel()

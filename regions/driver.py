@@ -2,8 +2,8 @@
 
     inputs (frames, requests, time)  ->  Replica  ->  effects  ->  disk, peers, clients, workers
 
-Inputs are fed synchronously from whatever task received them; one loop takes the effects of all
-that came together. The replica itself holds back what rests on commits that are not on disk, so
+Inputs are fed synchronously from whatever received them; one callback of the loop, armed by the first
+of them, takes the effects of all that came together. The replica itself holds back what rests on commits that are not on disk, so
 the driver carries out whatever it sees, in order. One `Persist` is under way at a time; what
 arrives meanwhile makes the next (group commit): that is where throughput comes from.
 
@@ -51,6 +51,7 @@ RELOAD_S_MIN: Final = 0.1  # after a failure: at once, then slower while the dis
 RELOAD_S_MAX: Final = 5.0
 RELOAD_QUIET_S: Final = 10.0  # a failure so soon after a reload counts as the same one
 IDLE_S_MAX: Final = 1.0  # the loop looks at the clock at least so often, whatever the replica asked for
+BATCHES_PER_STEP: Final = 8  # written on the loop; then others get their turn
 ENTROPY_BYTES: Final = 8  # of an incarnation's identity
 COMPACT_S_MIN: Final = 10.0  # between two compactions: dropped commits come in slices
 LATE_LOOP_S: Final = 0.5  # a step that holds the loop longer is reported: everybody waits meanwhile
@@ -85,15 +86,19 @@ class Driver:
         self._outlets = outlets
         self._replica: Replica | None = None
         self._log = get_logger(region=settings.region)
-        self._wake = asyncio.Event()
+        self._changed = asyncio.Event()  # it failed, or is to stop: what `run` has to deal with
+        self._turn: asyncio.Handle | None = None  # the step that is due
+        self._alarm: asyncio.TimerHandle | None = None  # the step for which time alone is the reason
         self._idle = asyncio.Event()  # nothing is being written
         self._idle.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._compaction: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
+        self._broken: BaseException | None = None  # what a reload would not cure
         self._rebuilt = -RELOAD_QUIET_S  # when the state was last reloaded, on the loop's clock
         self._rebuild_delay = 0.0
         self._generation = 0  # of the replica: answers to an older one's reads are dropped
+        self._running = False
         self._stopped = False
 
     # The outside ---------------------------------------------------------------------------------
@@ -124,11 +129,19 @@ class Driver:
 
     async def run(self) -> None:
         """Carry out effects and keep time until `stop`."""
-        while not self._stopped:
-            if self._failure is not None:
-                await self._rebuild()
-            self._step()
-            await self._pause()
+        self._running = True
+        try:
+            while not self._stopped:
+                if self._broken is not None:
+                    raise self._broken
+                if self._failure is not None:
+                    await self._rebuild()
+                self._wake()
+                await self._changed.wait()
+                self._changed.clear()
+        finally:
+            self._running = False
+            self._disarm()
 
     async def close(self) -> None:
         """Write what is still to be written, then close the store. Call after `run` has returned."""
@@ -142,7 +155,7 @@ class Driver:
 
     def stop(self) -> None:
         self._stopped = True
-        self._wake.set()
+        self._changed.set()
 
     async def flushed(self) -> None:
         """Wait until everything decided so far is durable and its effects were carried out."""
@@ -183,7 +196,7 @@ class Driver:
             self._fail(error)
             raise StorageError("the node failed on this request and reloads its state: ask again") from error
         finally:
-            self._wake.set()
+            self._wake()
 
     def _feed(self, call: Callable[[Replica, Now], None]) -> None:
         """Feed one input; an error that is not the sender's fault discards the replica."""
@@ -195,46 +208,83 @@ class Driver:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, this memory is not to be trusted any more
             self._fail(error)
-        self._wake.set()
+        self._wake()
 
     # The loop ------------------------------------------------------------------------------------
 
+    def _wake(self) -> None:
+        """Have a step made, once for all inputs that come until then."""
+        if self._turn is None and self._running:
+            self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._turn = None
+        if self._stopped:
+            return
+        try:
+            self._step()
+            self._arm()
+        except BaseException as error:  # noqa: BLE001 - an outlet failed: `run` ends with it
+            self._broken = error
+            self._changed.set()
+
     def _step(self) -> None:
         """Let the replica act on the time, then carry out all that it wants done."""
-        replica = self._replica
-        if replica is None:
-            return
         started = time.monotonic()
-        try:
-            now = clock()
-            deadline = replica.next_deadline_ms()
-            if deadline is not None and deadline <= now.mono_ms:
-                replica.tick(now)
-            effects = replica.take_effects()
-        except Exception as error:  # noqa: BLE001 - as in _feed
-            self._fail(error)
-            return
-        for effect in effects:
-            self._carry_out(effect)
+        effects = 0
+        for _ in range(BATCHES_PER_STEP):
+            replica = self._replica
+            if replica is None:
+                break
+            try:
+                now = clock()
+                deadline = replica.next_deadline_ms()
+                if deadline is not None and deadline <= now.mono_ms:
+                    replica.tick(now)
+                taken = replica.take_effects()
+            except Exception as error:  # noqa: BLE001 - as in _feed
+                self._fail(error)
+                break
+            effects += len(taken)
+            batch = None
+            for effect in taken:
+                if type(effect) is Persist:
+                    batch = effect
+                else:
+                    self._carry_out(effect)
+            if batch is None or not self._write(batch):
+                break
         held = time.monotonic() - started
         if held > LATE_LOOP_S:
-            self._log.warning("the loop was held up", seconds=round(held, 2), effects=len(effects))
+            self._log.warning("the loop was held up", seconds=round(held, 2), effects=effects)
 
-    async def _pause(self) -> None:
-        """Sleep until an input comes or the replica's next deadline."""
-        if self._replica is None or self._failure is not None:
+    def _arm(self) -> None:
+        """See that a step is made when the replica's next deadline comes. One that comes too early costs little, so an
+        alarm that is set for an earlier time stays."""
+        if self._replica is None or self._failure is not None or self._turn is not None:
             return
         deadline = self._replica.next_deadline_ms()
         wait = IDLE_S_MAX if deadline is None else min(IDLE_S_MAX, (deadline - clock().mono_ms) / 1_000)
         if wait <= 0:
-            await asyncio.sleep(0)
-        else:
-            try:
-                async with asyncio.timeout(wait):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-        self._wake.clear()
+            self._wake()
+            return
+        loop = asyncio.get_running_loop()
+        when = loop.time() + wait
+        if self._alarm is not None:
+            if self._alarm.when() <= when:
+                return
+            self._alarm.cancel()
+        self._alarm = loop.call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._wake()
+
+    def _disarm(self) -> None:
+        for handle in (self._turn, self._alarm):
+            if handle is not None:
+                handle.cancel()
+        self._turn = self._alarm = None
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
@@ -244,10 +294,6 @@ class Driver:
                 self._outlets.reply(ticket, value, error, final=final)
             case Run(worker, assignments):
                 self._outlets.run_attempts(worker, assignments)
-            case Persist():
-                assert self._idle.is_set(), "one batch is under way at a time"
-                self._idle.clear()
-                self._spawn(self._persist(effect))
             case Load() | ReadCommits() | ReadRows() | Query():
                 self._spawn(self._answer(effect, self._generation))
             case Stop(worker, attempt, reason):
@@ -264,6 +310,21 @@ class Driver:
 
     # The disk ------------------------------------------------------------------------------------
 
+    def _write(self, batch: Persist) -> bool:
+        """Make a batch durable; True if that is done. False: it is under way, or failed."""
+        assert self._idle.is_set(), "one batch is under way at a time"
+        try:
+            done = self.store.append_at_once(batch)
+        except StorageError as error:
+            self._fail(error)
+            return False
+        if not done:
+            self._idle.clear()
+            self._spawn(self._persist(batch))
+            return False
+        self._written(batch)
+        return True
+
     async def _persist(self, batch: Persist) -> None:
         generation = self._generation
         try:
@@ -274,7 +335,10 @@ class Driver:
         finally:
             self._idle.set()
         if generation == self._generation:
-            self._feed(lambda replica, now: replica.persisted(batch.batch, now))
+            self._written(batch)
+
+    def _written(self, batch: Persist) -> None:
+        self._feed(lambda replica, now: replica.persisted(batch.batch, now))
         if batch.drop and self._compaction is None:
             self._compaction = asyncio.create_task(self._compact())
 
@@ -324,7 +388,7 @@ class Driver:
         expected = isinstance(error, StorageError)
         self._log.error("state discarded, reloading from disk", reason=str(error), exc_info=None if expected else error)
         self._outlets.reset(StorageError(f"the node could not go on ({error}) and reloads its state: ask again"))
-        self._wake.set()
+        self._changed.set()
 
     async def _rebuild(self) -> None:
         await self._idle.wait()
@@ -352,7 +416,7 @@ class Driver:
 
     async def _build(self) -> None:
         self._replica = await recover(self.settings, self.store, os.urandom(ENTROPY_BYTES), clock)
-        self._wake.set()
+        self._wake()
 
 
 def clock() -> Now:

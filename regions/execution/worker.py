@@ -41,7 +41,8 @@ from crdtsync.effects import Assignment
 from crdtsync.errors import ConfigError, CrdtSyncError, RemoteProtocolError
 from crdtsync.execution import AttemptRun
 from crdtsync.protocol.messages import Assigned, Opened, StopAttempt
-from regions.connection import Dial, NodeConnection, Push, Repeat, dial_websocket
+from regions.connection import NodeConnection, Push, Repeat
+from regions.duplex import Dial, dial_websocket
 from regions.execution.threads import HandlerThreads
 
 log = logging.getLogger("crdtsync.worker")

@@ -5,6 +5,9 @@ public methods is nine hops, and a cancelled caller can leave a transaction open
 them. It has no public way to run a whole function there, so `Connection.run` goes through
 `_execute`, the method on which all its own are built; a test in test_sqlite_store.py stands
 guard over it. (A `ThreadPoolExecutor` with plain sqlite3 would do too, at 25 us a hop.)
+
+A hop is two switches of threads, and a fight for the interpreter's lock at its end. What takes less
+than that is done where it is asked for (`run_at_once`), while the thread has nothing to do.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import aiosqlite
 
-from crdtsync.errors import CorruptLogError, CrdtSyncError, StorageError
+from crdtsync.errors import CorruptLogError, StorageError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,6 +27,7 @@ T = TypeVar("T")
 CACHE_KIB_WRITE: Final = 16_384  # the inner pages of all indexes at 1 M rows, so that an append reads nothing
 CACHE_KIB_READ: Final = 4_096
 BUSY_MS: Final = 5_000  # two connections of ours meet only around a checkpoint, for milliseconds
+FAILURES: Final = (sqlite3.Error, OverflowError, UnicodeEncodeError, ValueError)
 ITER_ROWS: Final = 64  # required by aiosqlite; only its own iterators, which we don't use, read it
 
 
@@ -36,18 +40,49 @@ class Connection(aiosqlite.Connection):
         # waiting for this thread. Nothing is lost: what is not committed was not acknowledged.
         self._thread.daemon = True
         self._path = path
+        # Each is written by one thread alone; while they are equal the other one is idle.
+        self._asked = 0
+        self._answered = 0
 
     async def run(
         self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Call `function(connection, ...)` in the thread. Errors of SQLite arrive as StorageError."""
+        connection = self._opened()
+
+        def work() -> T:
+            try:
+                return function(connection, *args, **kwargs)
+            finally:
+                self._answered += 1
+
+        self._asked += 1
         try:
-            result: T = await self._execute(function, self._conn, *args, **kwargs)  # type: ignore[no-untyped-call]
-        except CrdtSyncError:
-            raise
-        except (sqlite3.Error, OverflowError, UnicodeEncodeError, ValueError) as error:
+            result: T = await self._execute(work)  # type: ignore[no-untyped-call]
+        except FAILURES as error:
             raise storage_error(error, self._path) from error
         return result
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way or waits in the thread."""
+        return self._asked == self._answered
+
+    def run_at_once(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `run`, on the caller's thread. Only while `idle`."""
+        assert self.idle, "the connection is in use by its thread"
+        try:
+            return function(self._opened(), *args, **kwargs)
+        except FAILURES as error:
+            raise storage_error(error, self._path) from error
+
+    def _opened(self) -> sqlite3.Connection:
+        try:
+            return self._conn
+        except ValueError as error:
+            raise storage_error(error, self._path) from error
 
     def __del__(self) -> None:
         """Nothing: aiosqlite's own warns and queues a stop; the thread is a daemon and needs neither."""

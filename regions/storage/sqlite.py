@@ -8,6 +8,7 @@ With the write-ahead log none of them waits for another.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from regions.storage.connection import Connection, storage_error
 from regions.storage.lock import DirectoryLock
 from regions.storage.reading import Reader
 from regions.storage.store import IDS_MAX, CorruptRow, CorruptRows, Recovered, StoreStats, filters_of
+from regions.storage.swiftness import Swiftness
 from regions.storage.writing import Writer
 
 FILE: Final = "crdtsync.db"
@@ -39,6 +41,7 @@ class SqliteStore:
         self._lock = DirectoryLock(Path(directory))
         self._corrupt = CorruptRows()
         self._writer = Writer()
+        self._swiftness = Swiftness()
         self._reader = Reader(self._corrupt)
         self._write: Connection | None = None
         self._point: Connection | None = None
@@ -73,8 +76,21 @@ class SqliteStore:
         return await self._writing.run(self._writer.next_incarnation, at_least)
 
     async def append(self, batch: Persist) -> None:
-        await self._writing.run(self._writer.append, batch)
+        await self._writing.run(self._append, batch)
         self._corrupt.repaired_by(batch)
+
+    def append_at_once(self, batch: Persist) -> bool:
+        writing = self._writing
+        if not writing.idle or not self._swiftness.suits(batch):
+            return False
+        writing.run_at_once(self._append, batch)
+        self._corrupt.repaired_by(batch)
+        return True
+
+    def _append(self, connection: sqlite3.Connection, batch: Persist) -> None:
+        begun = time.monotonic()
+        self._writer.append(connection, batch)
+        self._swiftness.took(batch, time.monotonic() - begun)
 
     async def recover(self) -> Recovered:
         return Recovered(await self.meta(), await self._pointing.run(self._reader.marks))

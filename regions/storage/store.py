@@ -116,6 +116,14 @@ class Store(Protocol):
                 Nothing of the batch is there, and the store can be used further.
         """
 
+    def append_at_once(self, batch: Persist) -> bool:
+        """As `append`, done when it returns True. False, and nothing happened, where the caller would have to wait for
+        longer than a hop to another thread and back takes: then `append` is the better way.
+
+        Raises:
+            StorageError: As `append`.
+        """
+
     async def recover(self) -> Recovered:
         """Meta, heads and floors. Damaged meta is left out, and listed by `corrupt_rows`."""
 

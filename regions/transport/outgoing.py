@@ -1,4 +1,7 @@
-"""What waits to be sent over one connection: bounded in bytes, sent by one task.
+"""What waits to be sent over one connection: bounded in bytes.
+
+All that was put in one turn of the loop is written at its end. What does not fit into the socket any more is sent by a
+task, which waits for room.
 
 A reader that is too slow costs only itself: its connection is closed with the reason in the log,
 and whoever it is resumes from the log (peers), or asks again (clients, workers).
@@ -16,6 +19,7 @@ from websockets.asyncio.connection import Connection
 from websockets.exceptions import ConnectionClosed
 
 from crdtsync.errors import RemoteProtocolError
+from regions.transport.frames import write_at_once
 
 CLOSE_GOING_AWAY: Final = 1001
 CLOSE_PROTOCOL: Final = 1002
@@ -49,6 +53,9 @@ class Outgoing:
         self._wake = asyncio.Event()
         self._flushed = asyncio.Event()
         self._flushed.set()
+        self._due: asyncio.Handle | None = None  # what waits is written at the end of this turn
+        self._unsent: bytes | None = None  # did not fit
+        self._sending = False  # the task is at it: whatever is put now comes after that
         self._closing: tuple[int, str] | None = None
         self._abort: asyncio.TimerHandle | None = None
 
@@ -62,7 +69,8 @@ class Outgoing:
         self._items.append(item)
         self.waiting_bytes += len(item)
         self._flushed.clear()
-        self._wake.set()
+        if self._due is None and not self._sending:
+            self._due = asyncio.get_running_loop().call_soon(self._write)
         return True
 
     def close(self, code: int, reason: str, *, flush: bool = False) -> None:
@@ -84,12 +92,30 @@ class Outgoing:
         """Wait until nothing waits. Also returns when the connection has ended."""
         await self._flushed.wait()
 
+    def _write(self) -> None:
+        """Write what waits, as far as that is possible without waiting."""
+        self._due = None
+        if self._sending or self._unsent is not None:
+            return
+        while self._items:
+            frame = self._next()
+            if not write_at_once(self.connection, frame):
+                self._unsent = frame
+                self._wake.set()
+                return
+        self._flushed.set()
+
     async def run(self) -> None:
-        """Send until `close` or the connection's end."""
+        """Send what could not be written at once, until `close` or the connection's end."""
         try:
             while True:
+                self._sending = True
+                if self._unsent is not None:
+                    frame, self._unsent = self._unsent, None
+                    await self.connection.send(frame)
                 while self._items:
                     await self.connection.send(self._next())
+                self._sending = False
                 if self._closing is not None:
                     await self.connection.close(*self._closing)
                     return
@@ -103,8 +129,10 @@ class Outgoing:
             if not self.connection.transport.is_closing():
                 raise
         finally:
-            if self._abort is not None:
-                self._abort.cancel()
+            for handle in (self._abort, self._due):
+                if handle is not None:
+                    handle.cancel()
+            self._sending = True  # nothing is written any more
             self._items.clear()
             self.waiting_bytes = 0
             self._flushed.set()

@@ -30,7 +30,7 @@ from crdtsync.identifiers import RegionId
 from regions.config import Config
 from regions.observability.logs import get_logger
 from regions.transport.outgoing import CLOSE_GOING_AWAY, CLOSE_PROTOCOL, Outgoing, binary
-from regions.transport.server import CLOSE_TIMEOUT_S, FRAMES_QUEUED_MAX, OPEN_TIMEOUT_S
+from regions.transport.server import CLOSE_TIMEOUT_S, OPEN_TIMEOUT_S
 
 PATH: Final = "/peer"
 REDIAL_S_MIN: Final = 0.1
@@ -40,6 +40,7 @@ SECOND_DIALLER_DELAY_S: Final = 0.5  # lets the preferred dialler go first, so t
 FAREWELL_BYTES_MAX: Final = 64 << 10  # that are still sent on a link that is closed from here
 LOOK_AGAIN_S: Final = 0.1  # how soon a dialler notices that its link is gone, or no longer refused
 HANDSHAKES_MAX: Final = 64  # half-open connections to the peer port
+FRAMES_QUEUED_MAX: Final = 2  # read ahead per connection; more would only hold memory
 
 
 class Hearer(Protocol):

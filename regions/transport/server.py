@@ -11,11 +11,11 @@ import asyncio
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
 from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from crdtsync.commands import AttemptRef, Command, Forget, WorkerGone, WorkerHello
@@ -25,10 +25,10 @@ from crdtsync.protocol import messages
 from crdtsync.protocol.messages import Expect
 from regions.config import Config
 from regions.observability.logs import get_logger
+from regions.transport.frames import ListenedServerConnection
 from regions.transport.outgoing import CLOSE_GOING_AWAY, CLOSE_PROTOCOL, Outgoing, binary
 
 OPEN_TIMEOUT_S: Final = 5.0  # for the handshake, and again for the first frame
-FRAMES_QUEUED_MAX: Final = 2  # read ahead per connection; more would only hold memory
 CLOSE_TIMEOUT_S: Final = 1.0  # the default of 10 delays the detection of a dead link (verification.md 1.5)
 PING_INTERVAL_S: Final = 10.0
 PART_BYTES_AIM: Final = 1 << 20  # a long listing travels in parts of about this size
@@ -57,6 +57,8 @@ class Guest:
     tickets: dict[int, int] = field(default_factory=dict)  # request id -> ticket
     requests: dict[int, int] = field(default_factory=dict)  # ticket -> request id
     worker: str = ""
+    patience: asyncio.TimerHandle | None = None  # until it has opened
+    refused: bool = False  # nothing that it says is listened to any more
 
 
 class GuestServer:
@@ -87,7 +89,7 @@ class GuestServer:
             ping_interval=PING_INTERVAL_S,
             ping_timeout=PING_INTERVAL_S,
             max_size=self._frame_bytes_max,
-            max_queue=FRAMES_QUEUED_MAX,
+            create_connection=ListenedServerConnection,
             server_header=None,
             reuse_port=True if listen.reuse_port else None,
         )
@@ -154,6 +156,7 @@ class GuestServer:
         return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, f"the limit of {limit} connections is reached\n")
 
     async def _serve(self, connection: ServerConnection) -> None:
+        assert isinstance(connection, ListenedServerConnection)
         name = "{}:{}".format(*connection.remote_address[:2]) if connection.remote_address else "?"
         outgoing = Outgoing(
             connection,
@@ -164,39 +167,47 @@ class GuestServer:
         guest = Guest(name, outgoing, Expect.OPENING)
         self._guests.add(guest)
         sender = asyncio.create_task(outgoing.run(), name=f"send to {name}")
+        too_late = f"no opening frame within {OPEN_TIMEOUT_S:g} s"
+        guest.patience = asyncio.get_running_loop().call_later(OPEN_TIMEOUT_S, self._refuse, guest, too_late)
         try:
-            await self._listen_to(guest, connection)
-        except RemoteProtocolError as error:
-            self._refuse(guest, str(error))
-        except ConnectionClosed:
-            pass
+            connection.listen(partial(self._heard, guest))
+            await connection.wait_closed()
         finally:
+            guest.patience.cancel()
             self._leave(guest)
             if connection.protocol.close_sent is not None and connection.protocol.close_sent.code >= CLOSE_PROTOCOL:
                 self._log.info("connection closed", guest=name, reason=connection.protocol.close_sent.reason)
             outgoing.close(CLOSE_GOING_AWAY, "", flush=True)
             await sender
 
-    async def _listen_to(self, guest: Guest, connection: ServerConnection) -> None:
+    def _heard(self, guest: Guest, frame: bytes | str) -> None:
+        """One frame. All that came in one read is taken before others get their turn; a read is bounded."""
+        if guest.refused:
+            return
         try:
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
-                first = await connection.recv(decode=False)
-        except TimeoutError:
-            raise RemoteProtocolError(f"no opening frame within {OPEN_TIMEOUT_S:g} s") from None
+            if guest.expect is Expect.OPENING:
+                self._greet(guest, binary(frame))
+                return
+            for request in messages.decode_frame(binary(frame), guest.expect):
+                self._take(guest, request.id, request.command)
+        except RemoteProtocolError as error:
+            self._refuse(guest, str(error))
+
+    def _greet(self, guest: Guest, first: bytes) -> None:
+        assert guest.patience is not None
+        guest.patience.cancel()
         (opening,) = messages.decode_frame(first, Expect.OPENING)
         try:
             messages.check_opening(opening)
             greeting = self._desk.greeting()
         except CrdtSyncError as error:
+            guest.refused = True
             guest.outgoing.put(_item(messages.refusal(error)))
+            guest.outgoing.close(CLOSE_GOING_AWAY, "", flush=True)
             self._log.info("connection refused", guest=guest.name, reason=str(error))
             return
         guest.expect = Expect(opening.role)
         guest.outgoing.put(_item(greeting))
-        async for frame in connection:
-            for request in messages.decode_frame(binary(frame), guest.expect):
-                self._take(guest, request.id, request.command)
-            await asyncio.sleep(0)  # frames that came together are read without a wait: others get their turn
 
     def _take(self, guest: Guest, request: int, command: Command) -> None:
         if isinstance(command, Forget):
@@ -240,6 +251,7 @@ class GuestServer:
 
     def _leave(self, guest: Guest) -> None:
         self._guests.discard(guest)
+        guest.refused = True
         for ticket in list(guest.requests):
             self._forget(guest, ticket)
             self._desk.forget(ticket)
@@ -269,6 +281,7 @@ class GuestServer:
             guest.outgoing.put(item)
 
     def _refuse(self, guest: Guest, reason: str) -> None:
+        guest.refused = True
         self.refused_frames += 1
         self._log.warning("frame refused", guest=guest.name, worker=guest.worker or None, reason=reason)
         guest.outgoing.close(CLOSE_PROTOCOL, reason)

@@ -16,7 +16,7 @@ from crdtsync import App, PermanentError, Retry
 from crdtsync import commands as c
 from crdtsync.errors import ConfigError, InvalidRequestError, LostLeaseError, OverloadedError, UnknownAttemptError
 from crdtsync.protocol.codec import decode_value, encode_value
-from regions.connection import QueueDuplex
+from regions.duplex import QueueDuplex
 from regions.execution.registry import load_app
 from regions.execution.threads import HandlerThreads
 from regions.execution.worker import Worker
