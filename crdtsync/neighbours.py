@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
+from crdtsync.ahead import Ahead
 from crdtsync.clock import Now
 from crdtsync.coordination.assembly import Assembly
 from crdtsync.coordination.leases import Leases
@@ -47,9 +48,7 @@ from crdtsync.protocol.session import Refusal
 from crdtsync.region import RegionState
 
 CUT_BYTES_MAX: Final = 1 << 16
-AHEAD_BYTES_MAX: Final = 1 << 22
 GONE_MS: Final = 10_000  # how long nobody must have a commit that was acknowledged, before it is given up
-TORN_MS: Final = 60_000  # for how long nothing is started on what a snapshot left that broke off, at most
 CATCH_UP_MS: Final = 10_000  # after a heal, how long older work waits at most for the peer's side of the story
 
 
@@ -92,12 +91,7 @@ class Neighbours:
         self._opened_stamp = 0
         self._durable = (Heads(), b"")
         self._catching: dict[RegionId, tuple[int, int, Heads | None]] = {}  # linked since, at most until, its heads
-        # A snapshot brought facts ahead of the heads, up to here. Kept on disk, as they are.
-        self._until: Heads | None = None
-        # Whose snapshot broke off when rows had come: since when, and whether it has been linked anew.
-        self._torn: dict[RegionId, tuple[int, bool]] = {}
-        self._adopting = 0  # snapshots that have come, and whose rows are not all joined yet
-        self._incoming: set[RegionId] = set()  # peers whose snapshot's rows are coming in, ahead of their heads
+        self._ahead = Ahead(here, lambda peer: self.gossip.peer_have(peer, here.domain))
         self.limits: LimitsHost  # set by the replica, before anything arrives
         self.twin: WriterId | None = None  # another living incarnation of this node: claim and acknowledge nothing
         settings = here.settings
@@ -142,9 +136,7 @@ class Neighbours:
         if "cut" in meta:
             names: Any = codec.decode(meta["cut"], bytes_max=CUT_BYTES_MAX)
             self.gossip.set_cut(frozenset(RegionId(name) for name in names))
-        if "ahead" in meta:
-            ahead = Heads.from_wire(codec.decode(meta["ahead"], bytes_max=AHEAD_BYTES_MAX))
-            self._until = ahead if list(ahead.items()) else None
+        self._ahead.restore(meta)
 
     # What gossip asks (GossipHost) ---------------------------------------------------------------
 
@@ -153,14 +145,7 @@ class Neighbours:
         heads, digest = self._durable
         if self._here.table.damaged:
             return heads, b""  # what lacks here is no divergence
-        if self._incoming or self._adopting or self._still_torn():
-            return heads, b""
-        if self._until is not None:
-            if not heads.covers(self._until):
-                return heads, b""
-            self._until = None
-            self._here.outbox.next.meta["ahead"] = codec.encode(())
-        return heads, digest
+        return heads, digest if self._ahead.covered(heads) else b""
 
     def floor(self, domain: Domain) -> Heads:  # noqa: ARG002 - there is one so far
         return self._keeper.floor()
@@ -238,24 +223,20 @@ class Neighbours:
                     if not here.deriving and self.gossip.request_snapshot(peer, domain):
                         here.notify("info", "snapshot.requested", peer=peer)
                 case SnapshotRows(peer, _, rows, size):
-                    self._incoming.add(peer)
+                    self._ahead.rows_came(peer)
                     self._keeper.join_rows(peer, rows, size)
                 case SnapshotDone(peer, _, state, until, _, _):
-                    self._incoming.discard(peer)
-                    self._adopting += 1
+                    self._ahead.complete(peer)
                     self._keeper.when_joined(partial(self._adopt, peer, state, until))
                 case SnapshotAborted(peer, _, reason):
-                    if peer in self._incoming:
-                        self._torn[peer] = (here.now.mono_ms, False)
-                    self._incoming.discard(peer)
+                    self._ahead.aborted(peer)
                     here.notify("warning", "snapshot.aborted", peer=peer, reason=reason)
                 case PeerOpened(peer):
                     self._catching[peer] = (here.time_ms, here.now.mono_ms + CATCH_UP_MS, None)
-                    if peer in self._torn:
-                        self._torn[peer] = (self._torn[peer][0], True)
+                    self._ahead.opened(peer)
                     self.leases.linked(peer)
                 case PeerClosed(peer):
-                    self._incoming.discard(peer)
+                    self._ahead.aborted(peer)  # as a rule it was told before
                     self._catching.pop(peer, None)
                     self.limits.closed(peer)
                 case LeaseHeard(peer, writer, message):
@@ -277,24 +258,14 @@ class Neighbours:
                     pass
         here.stability.advance(here.log.applied)
 
-    def _still_torn(self) -> list[tuple[int, bool]]:
-        """Snapshots that broke off, and whose facts may still run ahead of our heads: until these cover what the sender
-        tells when it is back, nobody knows how far its rows went."""
-        for peer, (_, again) in list(self._torn.items()):
-            goal = self.gossip.peer_have(peer, self._here.domain) if again else None
-            if self._here.membership.has_lost(peer) or (goal is not None and self._here.log.applied.covers(goal)):
-                del self._torn[peer]
-        return list(self._torn.values())
-
     def _adopt(self, peer: RegionId, state: bytes, until: Heads) -> None:
-        self._adopting -= 1
         try:
             self._keeper.adopt(state)
         except CrdtSyncError as error:
+            self._ahead.refused(peer)
             self._here.alarm("snapshot.refused", peer=peer, reason=str(error))
             return
-        self._until = until if self._until is None else self._until.join(until)
-        self._here.outbox.next.meta["ahead"] = codec.encode(self._until.to_wire())
+        self._ahead.adopted(peer, until)
         self._here.notify("info", "snapshot.adopted", peer=peer)
         self.gossip.announce(self._here.now)
 
@@ -370,18 +341,8 @@ class Neighbours:
             self._wanted = self._wanted.meet(held)
 
     def runs_ahead(self) -> bool:
-        """Whether facts are here, by a snapshot's rows, that the heads do not tell of.
-
-        What is written on their ground would not name them in its `deps`: happened-before would be wrong.
-        """
-        if self._incoming or self._adopting:
-            return True
-        if any(self._here.now.mono_ms - since_ms < TORN_MS for since_ms, _ in self._still_torn()):
-            return True
-        if self._until is None:
-            return False
-        log = self._here.log  # of a quarantined writer no more will come
-        return any(n > log.applied[w] and w not in log.quarantined for w, n in self._until.items())
+        """Whether facts are here, by a snapshot's rows, that the heads do not tell of."""
+        return self._ahead.runs_ahead()
 
     @property
     def lost(self) -> bool:

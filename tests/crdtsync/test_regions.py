@@ -10,6 +10,7 @@ import pytest
 
 from crdtsync import commands as c
 from crdtsync import effects as e
+from crdtsync.gossip.arrived import SnapshotRows
 from crdtsync.history import to_travel
 from crdtsync.identifiers import DEFAULT_DOMAIN, RegionId, TaskId, WriterId
 from crdtsync.log.heads import Heads
@@ -368,6 +369,42 @@ def test_facts_of_a_snapshot_that_run_ahead_of_the_heads_start_nothing_even_afte
     cluster.run_for(20_000)
     assert cluster.converge()
     assert cluster.state("eu", task) == "succeeded"
+
+
+def test_a_snapshot_that_broke_off_is_remembered_over_a_restart() -> None:
+    """Its first rows were on disk, its heads were not, and that it had broken off stood in memory alone: started again
+    while cut off, the node ran a task whose submission it could not name in its `deps`."""
+    cluster = Cluster(*REGIONS, tasks={"noop": succeed}, flush_ms=100)
+    node = cluster.nodes[RegionId("eu")]
+    cluster.run_for(3_000)
+    cluster.isolate("eu")
+    task = TaskId(cluster.submit("us", region="eu", delay_ms=8_000))
+    cluster.run_for(3_000)
+    rows = now_or_never(cluster.nodes[RegionId("us")].store.load_rows(DEFAULT_DOMAIN, [task]))
+    assert node.replica is not None
+    assert len(rows) == 1
+    travelled = tuple(row._replace(facts=to_travel(row.facts)) for row in rows)
+    came = SnapshotRows(RegionId("us"), DEFAULT_DOMAIN, travelled, 0)
+    node.feed(lambda replica: replica._neighbours.take([came]))
+    node.pump()
+    cluster.run_for(1_000)
+    assert now_or_never(node.store.load_rows(DEFAULT_DOMAIN, [task])), "the rows that came are on disk"
+    cluster.restart("eu")
+    cluster.run_for(30_000)
+    assert node.replica is not None
+    assert node.replica._here.table.get(task) is not None
+    assert not cluster.show("eu", task)["attempts"]
+    assert node.replica._neighbours.digest(DEFAULT_DOMAIN)[1] == b"", "a digest would be of more than the heads tell"
+    own = cluster.submit("eu")
+    cluster.run_for(1_000)
+    assert cluster.state("eu", own) == "succeeded"  # new work of its own users goes on
+    cluster.heal()
+    cluster.run_for(20_000)
+    assert cluster.converge()
+    assert cluster.state("eu", task) == "succeeded"
+    assert node.replica._neighbours.digest(DEFAULT_DOMAIN)[1] != b""
+    cluster.restart("eu")
+    assert not node.replica._neighbours.runs_ahead(), "and it is struck out on disk"
 
 
 def test_a_snapshot_that_runs_ahead_of_the_heads_starts_nothing_new_either() -> None:
