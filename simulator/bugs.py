@@ -42,6 +42,7 @@ from crdtsync.task_view import view_hash
 from crdtsync.workflow import dependencies
 from simulator import node as driver
 from simulator.limit_bugs import LIMIT_BUGS
+from simulator.member_bugs import MEMBER_BUGS
 from simulator.mutants import Bug, Patches
 
 if TYPE_CHECKING:
@@ -687,5 +688,6 @@ BUGS: Final = (
         plant=lost_attempts_stay_open),
     Bug("two_attempts_at_once", "an attempt that was given up ends again", ("TASK-1",), plant=two_attempts_at_once),
     *LIMIT_BUGS,
+    *MEMBER_BUGS,
 )  # fmt: skip
 assert len({bug.name for bug in BUGS}) == len(BUGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from crdtsync.limit import Limit
@@ -282,6 +283,86 @@ def paced(seed: int) -> Scenario:
     return _scenario("paced", kills, (_load(LIMITED, 2.5),), limits=(Limit(task=LIMITED, rate=6, per=2),))
 
 
+def shunned(seed: int) -> Scenario:
+    """A region comes up with a clock ahead, is cut off and forgotten, and comes back: others hold what its time has not come for."""
+    rng = _rng(seed, "shunned")
+    gone = rng.choice(REGIONS)
+    return _scenario(
+        "shunned",
+        (
+            Fault("clock_offset", 5_000, 40_000, (gone,), {"off_ms": rng.randint(9_000, 20_000)}),
+            Fault("kill", 6_000, 500, (gone,)),
+            Fault("isolate", 6_900 + rng.randint(0, 500), 12_000, (gone,), {"how": "reset"}),
+            Fault("forget", 7_500, 9_000, (gone,), {"stopped": "no"}),
+        ),
+        heal_ms=36_000,
+        settings={"lease_ms": 1_500},
+    )
+
+
+def dwindling(seed: int) -> Scenario:
+    """Two of five regions burn down at about the same time, and are forgotten one after the other."""
+    rng = _rng(seed, "dwindling")
+    names = ("ap", "eu", "na", "sa", "us")
+    one, other, slow = rng.sample(names, 3)
+    scenario = _scenario(
+        "dwindling",
+        (
+            Fault("worker_slow", 3_000, 9_000, (one, other), {"factor": 10}),
+            Fault("disk_lost", 10_000, 3_600_000, (one,)),
+            Fault("forget", 15_000, 15_000, (one,)),
+            Fault("disk_lost", rng.randint(9_000, 11_000), 3_600_000, (other,)),
+            Fault("forget", 15_600, 20_000, (other,)),
+            Fault("kill", 17_000, 1_000, (slow,)),
+        ),
+        (_load("long", 1.0, partition="wait"), _load("charge", 1.0), _load("locks", 0.5)),
+        settings={"lease_ms": 2_500},
+        heal_ms=34_000,
+    )
+    healed = tuple(name for name in names if name not in (one, other))
+    return replace(
+        scenario, regions=tuple(map(Region, names)), plan=replace(scenario.plan, healed=healed), duration_ms=150_000
+    )
+
+
+def growing(seed: int) -> Scenario:
+    """A region joins while another one is cut off, and dies amid it."""
+    rng = _rng(seed, "growing")
+    alone, dies, _ = rng.sample(REGIONS, 3)
+    scenario = _scenario(
+        "growing",
+        (
+            Fault("add", 7_000, 20_000, ("sa",)),
+            Fault("isolate", 7_200 + rng.randint(0, 600), 9_000, (alone,), {"how": "reset"}),
+            Fault("kill", 9_000, 1_500, (dies,)),
+            Fault("kill", rng.randint(11_000, 14_000), 1_000, ("sa",)),
+        ),
+        (_load("noop", 2.0, region="spread"), _load("charge", 1.0), _load("locks", 1.0)),
+        settings={"lease_ms": 1_500},
+    )
+    return replace(scenario, regions=(*scenario.regions, Region("sa", joins=True)))
+
+
+def fenced(seed: int) -> Scenario:
+    """Tasks under leases, whose holders are cut off and stopped, and whose workers heed no request to stop."""
+    rng = _rng(seed, "fenced")
+    one, other, third = rng.sample(REGIONS, 3)
+    return _scenario(
+        "fenced",
+        (
+            Fault("worker_deaf", 2_000, 30_000, ("*",)),
+            Fault("worker_slow", 4_000, 26_000, ("*",), {"factor": 6}),
+            Fault("isolate", 8_000, 6_000, (one,), {"how": rng.choice(("reset", "black_hole"))}),
+            Fault("pause", 17_000, 4_000, (other,)),
+            Fault("isolate", 24_000, 6_000, (third,), {"how": rng.choice(("reset", "black_hole"))}),
+        ),
+        tuple(
+            _load(model, per_s, partition="quorum", scope="task") for model, per_s in (("charge", 2.0), ("long", 0.5))
+        ),
+        settings={"lease_ms": 1_500},
+    )
+
+
 _ALL: Final = (
     storm,
     calm,
@@ -299,6 +380,10 @@ _ALL: Final = (
     locks,
     capped,
     paced,
+    shunned,
+    dwindling,
+    growing,
+    fenced,
 )
 
 #: Name -> the scenario of a seed.

@@ -39,7 +39,14 @@ class Checkpoints(Family):
             return
         line = lineage(verdict, claim.id)
         self.judged("CKPT-1", record.node, record)
-        newest = max((one.checkpoint for one in line if one.checkpoint is not None), default=None)
+        newest = max(
+            (
+                one.checkpoint
+                for one, by in zip(line, [None, *line], strict=False)
+                if one.checkpoint and not _fenced(one, by)
+            ),
+            default=None,
+        )
         index, data = (0, None) if newest is None else (newest[0], newest[2])
         self._started[assignment.attempt] = assignment.checkpoint_index
         if (assignment.checkpoint_index, assignment.checkpoint) != (index, data):
@@ -99,3 +106,12 @@ class Checkpoints(Family):
                 task=event.task,
                 events=(record.seq,),
             )
+
+
+def _fenced(one: Try, by: Try | None) -> bool:
+    """Whether an attempt went on saving when the one that continues it had been claimed under a newer token.
+
+    One checkpoint of an attempt is kept, the newest; so the earlier ones are of no use then either.
+    """
+    assert one.checkpoint is not None
+    return by is not None and one.claim.token < by.claim.token and one.checkpoint[1] > by.id

@@ -307,6 +307,11 @@ class Chronicle:
         whole = self.rolls.whole
         return sorted({*whole.voters, *whole.leaving})
 
+    def running(self) -> set[str]:
+        """The attempts that workers run, but for those whose region has left: nothing of these counts any more."""
+        gone = self.rolls.whole.gone
+        return {str(id) for worker in self.world.workers if worker.node.region not in gone for id in worker.running}
+
     def roll_before(self, id: EventId) -> Roll:
         """Who belonged as far as the writer of an event had seen, just before."""
         written = self.commits.get((id.writer, id.number))

@@ -209,7 +209,7 @@ class Conflicts(Family):
     def _conservation(self, task: bytes, shown: dict[str, Record]) -> None:
         """An attempt that is open at the end runs somewhere: nothing else can end it any more."""
         self.judged_task("CONF-7", task)
-        running = {str(attempt) for worker in self.world.workers for attempt in worker.running}
+        running = self.chronicle.running()
         for record in shown.values():
             for id, state, _ in told(record, "attempts"):
                 if state == "open" and id not in running:

@@ -74,6 +74,7 @@ class Exclusivity(Family):
         self._accepted: dict[str, dict[str, Accepted]] = {}  # scope -> voter -> its last word
         self._tenures: dict[str, Tenure] = {}  # scope -> the newest
         self._tokens: dict[str, int] = {}
+        self._bounds: dict[str, int] = {}  # node -> the highest ballot that its disk ever knew; it may be lost since
         self._lives: dict[str, tuple[str, int]] = {}  # node -> writer, since when
         self._beliefs: dict[str, dict[str, Belief]] = {}  # name -> owner -> what it believes
         self._owners: dict[tuple[str, int], str] = {}
@@ -100,6 +101,7 @@ class Exclusivity(Family):
             self._configurations.commit(record)
         elif record.kind == "disk.durable":
             self._configurations.durable(record)
+            self._durable(record)
         elif record.kind == "node.start":
             self._lives[record.node] = (record.id, record.at_us)
         elif record.kind == "register.write":
@@ -191,6 +193,12 @@ class Exclusivity(Family):
         alive = node.replica is not None and self._life(tenure.node) == tenure.life
         return alive and tenure.node != record.node and record.at_us + SLACK_US < tenure.until_us
 
+    def _durable(self, record: Record) -> None:
+        for key, value in record.subject.meta:
+            if key == "leases":
+                told: Any = codec.decode(value, bytes_max=64)
+                self._bounds[record.node] = max(told[0], self._bounds.get(record.node, 0))
+
     def _judge_token(self, record: Record, scope: str, token: int, ballot: int, said: list[str]) -> None:
         self.judged("EXCL-2", record.node, record)
         last = self._tokens.get(scope, 0)
@@ -202,12 +210,11 @@ class Exclusivity(Family):
             )
         self._tokens[scope] = max(last, token)
         for voter in said:
-            meta = self.world.nodes[voter].disk.store.meta.get("leases")
-            bound: Any = codec.decode(meta, bytes_max=64) if meta is not None else (0, 0)
-            if bound[0] < ballot:
+            bound = self._bounds.get(voter, 0)
+            if bound < ballot:
                 self.fail(
                     "EXCL-2",
-                    f"{voter} voted for ballot {ballot} of {scope}, and its disk knows of none above {bound[0]}",
+                    f"{voter} voted for ballot {ballot} of {scope}, and its disk never knew of any above {bound}",
                     events=(record.seq,),
                 )
 

@@ -146,7 +146,7 @@ class Liveness(Family):
             of_parent = self._views.get(parent, {}).get(record.node)
             if of_parent is None or told(of_parent, "state") in ("waiting", "running", "cancelling"):
                 return True
-        running = {str(attempt) for worker in self.world.workers for attempt in worker.running}
+        running = self.chronicle.running()
         return any(one[0] in running for one in told(record, "attempts") if one[1] == "open")
 
 

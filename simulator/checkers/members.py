@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from crdtsync import events as ev
 from crdtsync.identifiers import EventId, region_of
 from simulator.checkers.chronicle import Chronicle, Family, Heads
+from simulator.checkers.time import UNHEARD
 from simulator.trace import Record
 from simulator.vacuity import region_of_node
 
@@ -176,7 +177,9 @@ class Members(Family):
         """Whether it has been up, and no fault at work, for long enough."""
         if any(not active.over for active in world.faults):
             return False
-        since_us = max(fault.end_ms for fault in world.scenario.plan.faults) * 1_000
+        plan = world.scenario.plan
+        ends = [min(fault.end_ms, plan.healed_ms) for fault in plan.faults if fault.spec.family not in UNHEARD]
+        since_us = max(ends, default=0) * 1_000
         return now_us - max(since_us, self._back_us.get(node.name, 0)) > TOLD_WITHIN_US
 
 

@@ -9,6 +9,7 @@ import pytest
 from crdtsync import events as ev
 from crdtsync.identifiers import EventId, TaskId
 from crdtsync.protocol import codec
+from simulator.checkers.checkpoints import Checkpoints
 from simulator.checkers.exclusivity import Exclusivity
 from simulator.checkers.fencing import Fencing
 from simulator.checkers.members import Members
@@ -114,6 +115,45 @@ class TestConfigurations:
         stage = Stage(Exclusivity, *OLD)
         stage.commit("eu", change(2, "forget", "ap", "us", epoch=1))
         assert stage.found() == []
+
+
+def grant(stage: Stage, holder: str, *voters: str, durable: bool = True, token: int = 5) -> None:
+    """These voters accept the holder's ballot, and it takes a lease by their votes."""
+    until = {"until_mono_ms": stage.world.kernel.now_us // 1_000 + LEASE_MS}
+    for voter in voters:
+        if durable:
+            stage.store(voter, meta=(("leases", codec.encode((token, LEASE_MS))),))
+        stage.notify(voter, "lease.accepted", scope="s", region=holder, ballot=token, **until)
+    stage.notify(holder, "lease.granted", scope="s", token=token, ballot=token, voters=list(voters), **until)
+
+
+class TestGrants:
+    def test_a_vote_whose_disk_has_burned_since_was_durable_all_the_same(self):
+        stage = Stage(Exclusivity, *OLD)
+        stage.wait(2 * LEASE_MS)
+        grant(stage, "eu", "eu", "us")
+        assert stage.node("us").disk.store.meta == {}
+        assert stage.found() == []
+
+    def test_a_vote_that_no_disk_ever_knew_is_reported(self):
+        stage = Stage(Exclusivity, *OLD)
+        stage.wait(2 * LEASE_MS)
+        grant(stage, "eu", "eu", "us", durable=False)
+        assert stage.found() == ["EXCL-2"]
+
+    def test_a_lease_needs_a_majority_of_the_members_of_that_moment(self):
+        stage = Stage(Exclusivity, *OLD, "sa", joins="sa")
+        stage.wait(2 * LEASE_MS)
+        grant(stage, "eu", "eu", "us")
+        for version, what in ((2, "add"), (3, "admit")):
+            stage.wait(LEASE_MS)
+            vote(stage, change(version, what, "sa"), *OLD)
+            stage.commit("eu", change(version, what, "sa"))
+        stage.deliver("eu", "us")
+        assert stage.found() == []
+        stage.wait(LEASE_MS)
+        grant(stage, "eu", "eu", "us", token=6)
+        assert stage.found() == ["EXCL-4"]
 
 
 def forgotten(stage: Stage) -> None:
@@ -222,9 +262,18 @@ def checkpoint(stage: Stage, name: str, task: bytes, attempt: EventId, index: in
     stage.commit(name, ev.Checkpointed(TaskId(task), attempt, index, b"data"))
 
 
-def assign(stage: Stage, name: str, task: bytes, attempt: EventId, fence: int, index: int) -> None:
+def assign(
+    stage: Stage, name: str, task: bytes, attempt: EventId, fence: int, index: int, saved: bytes | None = b"data"
+) -> None:
     assignment = SimpleNamespace(
-        task=task, attempt=attempt, fence=fence, checkpoint=b"data", checkpoint_index=index, name="t", number=1
+        task=task,
+        attempt=attempt,
+        fence=fence,
+        checkpoint=saved,
+        checkpoint_index=index,
+        name="t",
+        number=1,
+        effects=(),
     )
     data = (task.hex(), "t", 1, 0, fence, "w")
     stage.trace.add("task.assigned", name, str(attempt), data, subject=assignment)
@@ -309,4 +358,20 @@ class TestFencing:
         stage.deliver("eu")
         newest = stage.claim("us", task, token=9, continues=newer)
         assign(stage, "us", task, newest, 9, 3)
+        assert stage.found() == found
+
+    @pytest.mark.parametrize("index, found", [(0, []), (3, ["CKPT-1"])])
+    def test_what_a_region_resumes_from_is_the_newest_that_is_not_shut_out(self, index, found):
+        """An attempt that goes on saving behind a newer claim has nothing left to resume from: its newest alone is kept."""
+        stage = Stage(Checkpoints)
+        task = stage.submit("eu")
+        older = stage.claim("eu", task, token=5)
+        stage.deliver("eu")
+        newer = stage.claim("us", task, token=7, continues=older)
+        checkpoint(stage, "eu", task, older, 3)
+        stage.end("us", task, newer, "lost")
+        stage.deliver("eu")
+        stage.deliver("us")
+        newest = stage.claim("us", task, token=9, continues=newer)
+        assign(stage, "us", task, newest, 9, index, saved=b"data" if index else None)
         assert stage.found() == found

@@ -29,6 +29,7 @@ QUICK = (
     "renew_in_a_minority",
     "sessions_share_a_token",
     "slot_returned_twice",
+    "one_vote_changes_the_members",
 )
 BY_NAME = {bug.name: bug for bug in BUGS}
 
@@ -69,7 +70,7 @@ def no_bug(ground, seeds):
     return Bug("none", "no bug", (*INVARIANTS, "CORE-1"), ground, plant=lambda patches: None, seeds=seeds)
 
 
-@pytest.mark.parametrize("ground", ["calm", "storm", "capped", "paced"])
+@pytest.mark.parametrize("ground", ["calm", "storm", "capped", "paced", "growing", "dwindling"])
 def test_a_hunting_ground_without_a_bug_breaks_nothing(ground):
     """Else any bug would count as found there."""
     found = hunt(no_bug(ground, 1))
