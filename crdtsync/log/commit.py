@@ -24,8 +24,9 @@ from crdtsync.effects import CommitRow
 from crdtsync.errors import LocalProtocolError, RemoteProtocolError
 from crdtsync.events import Event
 from crdtsync.identifiers import Domain, EventId, WriterId
+from crdtsync.log.encoding import encode_events
 from crdtsync.log.heads import NUMBER_MAX, WRITERS_MAX
-from crdtsync.log.shapes import STAMP_BITS, check_events, checked_writer, plain_event
+from crdtsync.log.shapes import STAMP_BITS, check_events, checked_writer
 from crdtsync.protocol.codec import decode_unchecked
 
 COMMIT_VERSION: Final = 1
@@ -40,6 +41,7 @@ NO_HASH: Final = bytes(HASH_BYTES)  # `previous` of a writer's first commit
 
 _FIELDS: Final = (int, str, str, int, int, tuple, bytes, tuple, bytes)
 _DEP: Final = (str, int, bytes)
+_HEAD: Final = bytes((0x80 | len(_FIELDS),))  # of the array; that of a shorter one is a byte as well
 _UNSIGNED: Final = cbor2.dumps(b"")
 _SIGNED: Final = cbor2.dumps(bytes(SIGNATURE_BYTES))[:-SIGNATURE_BYTES]
 
@@ -86,10 +88,9 @@ def seal(
     Raises:
         LocalProtocolError: If an event or field is not what peers accept. Nothing happened.
     """
-    plain_events = tuple(map(plain_event, events))
-    fields = (COMMIT_VERSION, domain, writer, number, stamp, tuple(deps), previous, plain_events, b"")
+    before = (COMMIT_VERSION, domain, writer, number, stamp, tuple(deps), previous)
     try:
-        return decode_commit(cbor2.dumps(fields))
+        return decode_commit(b"".join((_HEAD, cbor2.dumps(before)[1:], encode_events(tuple(events)), _UNSIGNED)))
     except (RemoteProtocolError, cbor2.CBOREncodeError, UnicodeEncodeError) as error:
         raise LocalProtocolError(f"commit {number} of {writer} cannot be written: {error}") from error
 

@@ -28,7 +28,14 @@ import msgspec
 
 from crdtsync.commands import AttemptRef, ClientCommand, WorkerCommand
 from crdtsync.effects import Assignment
-from crdtsync.errors import CrdtSyncError, InvalidRequestError, PayloadTooLargeError, RemoteProtocolError
+from crdtsync.errors import (
+    CrdtSyncError,
+    InvalidRequestError,
+    LocalProtocolError,
+    PayloadTooLargeError,
+    RemoteProtocolError,
+)
+from crdtsync.log.encoding import ARRAY, BOOL, NULL, byte_string, encode_id, head, text, uint
 from crdtsync.protocol.codec import decode_value_unchecked
 
 PROTOCOL_VERSION: Final = 1
@@ -204,6 +211,41 @@ def _plain(message: Message) -> Any:
     if kind is Assigned:
         return ("run", message.assignments)  # type: ignore[union-attr]
     return msgspec.to_builtins(message, builtin_types=(bytes,))
+
+
+def encode_message(message: FromNode) -> bytes:
+    """One message as it stands in a frame. An answer and an assignment, of which each task has one, are put together
+    by hand: cbor2 takes 0.4 to 0.9 us for each array (see `log.encoding`)."""
+    try:
+        if type(message) is Response:
+            value, error = message.value, message.error
+            parts = (NULL if value is None else cbor2.dumps(value), NULL if error is None else cbor2.dumps(error))
+            return b"".join((_RESPONSE, uint(message.id), *parts, BOOL[message.final]))
+        if type(message) is Assigned:
+            rows = message.assignments
+            return b"".join((_ASSIGNED, head(ARRAY, len(rows)), *map(_assignment, rows)))
+    except (TypeError, ValueError, KeyError, LocalProtocolError):
+        pass  # not what its type promises: what is wrong is said below
+    return encode_frame([message])[1:]
+
+
+_RESPONSE: Final = head(ARRAY, 5) + cbor2.dumps("r")
+_ASSIGNED: Final = head(ARRAY, 2) + cbor2.dumps("run")
+_ROW: Final = head(ARRAY, len(_FIELDS))
+_NOTHING_INHERITED: Final = b"".join(map(cbor2.dumps, ((), None, 0, None, b"")))
+
+
+def _assignment(assignment: Assignment) -> bytes:
+    task, attempt, number, name, payload, term, region, fence, deadline_ms, timeout_ms, root, *rest = assignment
+    inherited = _NOTHING_INHERITED if rest == _NO_REST else b"".join(map(cbor2.dumps, rest))
+    limits = (uint(fence), uint(deadline_ms), uint(timeout_ms))
+    return b"".join(
+        (_ROW, byte_string(task), encode_id(attempt), uint(number), text(name), byte_string(payload), uint(term),
+         text(region), *limits, encode_id(root), inherited)
+    )  # fmt: skip
+
+
+_NO_REST: Final = [(), None, 0, None, b""]
 
 
 def _assigned(message: Any) -> Assigned:

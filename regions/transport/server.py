@@ -135,12 +135,12 @@ class GuestServer:
         guest = self._workers.get(worker)
         if guest is not None:
             for assignment in assignments:
-                guest.outgoing.put(_item(messages.Assigned((assignment,))))
+                guest.outgoing.put(messages.encode_message(messages.Assigned((assignment,))))
 
     def stop(self, worker: str, attempt: AttemptRef, reason: str) -> None:
         guest = self._workers.get(worker)
         if guest is not None:
-            guest.outgoing.put(_item(messages.StopAttempt(attempt, reason)))
+            guest.outgoing.put(messages.encode_message(messages.StopAttempt(attempt, reason)))
 
     # One connection ----------------------------------------------------------------------------
 
@@ -202,12 +202,12 @@ class GuestServer:
             greeting = self._desk.greeting()
         except CrdtSyncError as error:
             guest.refused = True
-            guest.outgoing.put(_item(messages.refusal(error)))
+            guest.outgoing.put(messages.encode_message(messages.refusal(error)))
             guest.outgoing.close(CLOSE_GOING_AWAY, "", flush=True)
             self._log.info("connection refused", guest=guest.name, reason=str(error))
             return
         guest.expect = Expect(opening.role)
-        guest.outgoing.put(_item(greeting))
+        guest.outgoing.put(messages.encode_message(greeting))
 
     def _take(self, guest: Guest, request: int, command: Command) -> None:
         if isinstance(command, Forget):
@@ -272,11 +272,11 @@ class GuestServer:
         try:
             items = _items(request, value, error, final=final)
         except CrdtSyncError as problem:
-            items = [_item(messages.Response(request, None, problem.record()))]
+            items = [messages.encode_message(messages.Response(request, None, problem.record()))]
         if sum(map(len, items)) > self._config.limits.client_queue_bytes:
             limit = self._config.limits.client_queue_bytes
             too_large = PayloadTooLargeError(f"the answer is larger than {limit} bytes: use a filter or a limit")
-            items = [_item(messages.Response(request, None, too_large.record()))]
+            items = [messages.encode_message(messages.Response(request, None, too_large.record()))]
         for item in items:
             guest.outgoing.put(item)
 
@@ -289,17 +289,10 @@ class GuestServer:
 
 # Frames ------------------------------------------------------------------------------------------
 
-_ONE = 1  # bytes of the head of a CBOR array of one item
-
-
-def _item(message: messages.FromNode) -> bytes:
-    """One message as it stands inside a frame, so that frames can be joined without encoding anything again."""
-    return messages.encode_frame([message])[_ONE:]
-
 
 def _items(request: int, value: Any, error: dict[str, Any] | None, *, final: bool) -> list[bytes]:
     """An answer as messages; a list too long for one frame comes in parts that are lists as well."""
-    item = _item(messages.Response(request, value, error, final))
+    item = messages.encode_message(messages.Response(request, value, error, final))
     if len(item) <= PART_BYTES_AIM or not isinstance(value, list | tuple) or len(value) < 2:
         if len(item) > messages.FRAME_BYTES_MAX:
             raise PayloadTooLargeError(f"the answer is larger than {messages.FRAME_BYTES_MAX} bytes")

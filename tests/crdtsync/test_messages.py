@@ -29,6 +29,7 @@ from crdtsync.protocol.messages import (
     decode_frame,
     encode_frame,
     encode_frames,
+    encode_message,
     refusal,
 )
 
@@ -206,3 +207,26 @@ def test_one_message_beyond_the_limit_is_refused() -> None:
         encode_frames([message, message], bytes_max=1_000)
     with pytest.raises(InvalidRequestError, match="surrogate"):
         encode_frame([Response(1, "\ud800")])
+
+
+answers = st.none() | st.dictionaries(st.text(), st.text() | st.booleans() | st.integers(0, 2**64 - 1) | st.none())
+assignments = st.builds(
+    ASSIGNMENT._replace,
+    task=st.binary(min_size=16, max_size=16),
+    number=st.integers(1, 2**20),
+    name=st.text(),
+    payload=st.binary(max_size=2_000),
+    fence=st.integers(0, 2**63),
+    timeout_ms=st.integers(0, 2**40),
+    effects=st.just(()) | st.just(ASSIGNMENT.effects),
+    checkpoint=st.none() | st.binary(),
+    undoes=st.none() | st.binary(),
+)
+
+
+@given(
+    st.builds(Response, st.integers(0, 2**53), answers | st.lists(answers), answers, st.booleans())
+    | st.builds(lambda rows: Assigned(tuple(rows)), st.lists(assignments, max_size=3))
+)
+def test_a_message_encoded_alone_has_the_bytes_that_it_has_in_a_frame(message):
+    assert b"\x81" + encode_message(message) == encode_frame([message])

@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crdtsync.errors import RemoteProtocolError
+from crdtsync.events import Claimed, Submitted
 from crdtsync.log.commit import commit_hash, decode_commit, seal
+from crdtsync.log.encoding import encode_event, encode_events
+from crdtsync.log.shapes import plain_event
 from crdtsync.protocol.codec import decode, decode_message, decode_value, encode, encode_value
 from tests.log_strategies import EU, events, plain, stamp
 
@@ -70,6 +73,23 @@ def test_no_bytes_raise_anything_else(data):
         decode_message(data, bytes_max=1 << 20, depth_max=64)
     with contextlib.suppress(RemoteProtocolError):
         decode_commit(data)
+
+
+@given(events)
+def test_events_that_are_encoded_quickly_have_the_bytes_that_cbor2_gives_them(event):
+    assert encode_event(event) == cbor2.dumps(plain_event(event))
+    if isinstance(event, Submitted):  # as most tasks are submitted; at random this hardly occurs
+        usual = event._replace(not_before_ms=0, deadline_ms=0, key="", generation=0, labels=(), after=())
+        usual = usual._replace(undoes=None, linked=None)
+        assert encode_event(usual) == cbor2.dumps(plain_event(usual))
+    if isinstance(event, Claimed):
+        usual = event._replace(continues=None, relies=(), inputs=())
+        assert encode_event(usual) == cbor2.dumps(plain_event(usual))
+
+
+@given(st.lists(events, max_size=40))
+def test_an_array_of_events_has_the_bytes_that_cbor2_gives_it(written):
+    assert encode_events(written) == cbor2.dumps(tuple(map(plain_event, written)))
 
 
 @settings(max_examples=100)
