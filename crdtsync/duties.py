@@ -95,6 +95,9 @@ class Duties:
                 self.review(task)
 
     def review(self, task: Task) -> None:
+        if task.rests and not self._dependencies.has_children(task.id):
+            self._watchers.changed(task)  # it has settled: whoever waits for that is told, and that is all
+            return
         view = self._here.table.view(task)
         if view.submission is None:
             return
@@ -109,7 +112,8 @@ class Duties:
             self._look_on(task, view)
             return
         # An attempt of ours that still runs will end, and then be undone: until then the task stays.
-        task.duties = self._undo(task, view) or any(a.region == self._here.me for a in open_attempts)
+        runs_here = any(attempt.region == self._here.me for attempt in open_attempts)
+        task.duties = self._undo(task, view) or runs_here
         if self._dependencies.has_children(task.id):
             self._dependencies.parent_changed(task)
         self._watchers.changed(task)
@@ -118,11 +122,12 @@ class Duties:
             self._leave(task)
             if not task.duties:
                 self._ended(task)
+                task.rests = not open_attempts and not undoing.is_compensated(task.facts)
         elif view.submitted is not None and view.submitted.options.exclusive:
             self._toward_lease(task, view)
         elif view.owner == self._here.me:
             self._handover.forget(task.id)
-            self._own(task, view)
+            self._own(task, view, runs_here=runs_here)
         else:
             self._leave_queue(task)
             self._handover.watch(task, view)
@@ -153,7 +158,7 @@ class Duties:
         self._exclusive.forget(task.id)
         self._here.timers.cancel(("ready", task.id))
 
-    def _own(self, task: Task, view: TaskView) -> None:
+    def _own(self, task: Task, view: TaskView, *, runs_here: bool) -> None:
         """Bring a task of ours that has not ended nearer to its next attempt."""
         here = self._here
         if self._expires(task, view):
@@ -167,7 +172,7 @@ class Duties:
         if view.offer is not None and (self._can_serve(view) or self._here.membership.has_lost(view.offer.region)):
             self._handover.withdraw(task, view)
             return
-        if view.offer is None and not lifecycle.may_claim(view, here.me, self._handover.present()):
+        if view.offer is None and (runs_here or not lifecycle.may_claim(view, here.me, self._handover.present())):
             self._leave_queue(task)
             return
         if self._handover.draining:
@@ -200,9 +205,11 @@ class Duties:
         """Keep an eye on the deadline of a task of ours. True if it has passed, and that was written."""
         here, submitted = self._here, view.submitted
         assert submitted is not None
+        if not submitted.deadline_ms:
+            return False
         if submitted.deadline_ms > here.time_ms:
             here.timers.at_time(submitted.deadline_ms, ("deadline", task.id))
-        elif submitted.deadline_ms and lifecycle.may_expire(view, here.me):
+        elif lifecycle.may_expire(view, here.me):
             self.expire(task)  # reviewed again at once, for what follows
             return True
         return False
@@ -227,7 +234,7 @@ class Duties:
             self._leave_queue(task)
             return False
         when = max(submitted.not_before_ms, next_attempt_at_ms(view))
-        if when > here.time_ms:
+        if when and when > here.time_ms:
             self._leave_queue(task)
             here.timers.at_time(when, ("ready", task.id))
             return False

@@ -94,7 +94,7 @@ def resolve(facts: Facts) -> TaskView:
 
     failures = lost = deaths = streak = 0
     failed_at = None
-    if attempts and (winner is None or len(attempts) > 1):
+    if len(attempts) > 1 or (attempts and winner is None and not is_open):  # an open one alone has not failed
         failures, lost, deaths, streak, failed_at = count_failures(attempts, options)
 
     state = state_of(

@@ -29,7 +29,20 @@ ABSENT_MAX: Final = 100_000  # false positives of the filter that are remembered
 class Task:
     """One task: its facts, and what this replica knows of it beyond them."""
 
-    __slots__ = ("digest", "dirty", "duties", "facts", "id", "pins", "row_share", "settled", "state", "told", "view")
+    __slots__ = (
+        "digest",
+        "dirty",
+        "duties",
+        "facts",
+        "id",
+        "pins",
+        "rests",
+        "row_share",
+        "settled",
+        "state",
+        "told",
+        "view",
+    )
 
     def __init__(self, id: TaskId, facts: Facts, digest: bytes = _NOTHING, settled: bool = False) -> None:
         self.id = id
@@ -41,6 +54,7 @@ class Task:
         self.settled = settled
         self.dirty = False  # the row on disk lacks something
         self.duties = False  # this region still owes it something: stays live
+        self.rests = False  # reviewed as ended, with nothing left to do whatever is learned beyond its facts
         self.pins = 0  # readers that need it in memory for now
         self.told: tuple[TaskState | None, bool] = (None, False)  # what watchers last heard: state, settled
 
@@ -107,6 +121,7 @@ class TaskTable:
 
     def _changed(self, task: Task) -> None:
         task.view = None
+        task.rests = False
         self._unhashed[task.id] = task
         if task.settled and task.state is TaskState.DEAD:
             task.settled = False  # a requeue moves on from a settled death; nothing else that settled ever changes

@@ -65,7 +65,7 @@ class Dispatcher:
         if not self._ready or not self._workers.any_free or not self._here.stamps:
             return
         assigned: dict[WorkerId, list[Assignment]] = {}
-        present = self._present()
+        present, since_ms = self._present(), self._catching_up_since_ms()
         worker: Worker | None = None
 
         def is_served(lane: Lane) -> bool:
@@ -87,7 +87,7 @@ class Dispatcher:
                 continue
             view = self._here.table.view(task)
             token = self._token(view, lane)
-            if self._may_be_done_elsewhere(view):
+            if since_ms and self._may_be_done_elsewhere(view, since_ms):
                 self._held.append(task.id)
             elif lifecycle.may_claim(view, self._here.me, present, token):
                 assigned.setdefault(worker.id, []).append(self._claim(task, view, worker, token))
@@ -105,14 +105,14 @@ class Dispatcher:
             self._exclusive.wait(view.submitted, lane)  # it was lost, or is about to be
         return token
 
-    def _may_be_done_elsewhere(self, view: TaskView) -> bool:
+    @staticmethod
+    def _may_be_done_elsewhere(view: TaskView, since_ms: int) -> bool:
         """Whether a peer whose history is still coming in may have taken this task over meanwhile.
 
         Starting it now would be allowed, and often be a double run that need not happen.
         """
-        since_ms = self._catching_up_since_ms()
         submitted, submission = view.submitted, view.submission
-        if not since_ms or submitted is None or submission is None:
+        if submitted is None or submission is None:
             return False
         return submitted.options.partition == "takeover" and submission.stamp >> 16 < since_ms
 
