@@ -215,6 +215,7 @@ class Intake:
     def adopt(self, state: bytes) -> None:
         """A peer's snapshot is complete: go on from its heads."""
         self._rows.adopt(state)
+        self._here.reform()
         # One batch makes the rows, the fold and the adopted heads durable: an acknowledgement of
         # those heads must not run ahead of the rows that they stand for.
         self._rows.write_all()

@@ -15,7 +15,7 @@ from crdtsync.coordination.membership import Membership, MemberState
 from crdtsync.coordination.roster import Roster
 from crdtsync.documents import DocumentShelf
 from crdtsync.effects import CommitRow, Effect, Notify, ReadCommits
-from crdtsync.errors import DamagedTaskError
+from crdtsync.errors import CorruptLogError, DamagedTaskError, RemoteProtocolError
 from crdtsync.events import (
     LIMIT_EVENTS,
     TASK_EVENTS,
@@ -186,7 +186,8 @@ class RegionState:
             self.roster = Roster(self.me, [RegionId(name) for name in founders])
         elif "joining" in meta or settings.joining:
             self.roster = Roster(self.me, settings.others, joining=True)
-            self.outbox.next.meta["joining"] = b"\x01"
+            if "joining" not in meta:
+                self.outbox.next.meta["joining"] = b"\x01"
         else:
             self.outbox.next.meta["founders"] = codec.encode(tuple(sorted(settings.members)))
         if "caps" in meta:
@@ -200,6 +201,18 @@ class RegionState:
     def keep_caps(self) -> None:
         """Have on disk, with the next batch, how far those are followed that are being forgotten."""
         self.outbox.next.meta["caps"] = codec.encode(self.log.caps.to_wire())
+
+    def join_roster(self, plain: Any) -> None:
+        """Learn from a peer's snapshot who belongs: the records of it may have left the log (`reform` lets it take effect).
+
+        Raises:
+            CorruptLogError: It is no such thing; nothing was learned.
+        """
+        try:
+            self.roster.join(plain)
+        except (RemoteProtocolError, TypeError, ValueError) as error:
+            raise CorruptLogError(f"what a peer's snapshot tells of the members is not readable: {error}") from error
+        self.roster_changed()
 
     def roster_changed(self) -> None:
         """Facts about who belongs were learned: on disk before what is folded counts as such."""

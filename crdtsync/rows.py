@@ -303,8 +303,10 @@ class Rows:
         here = self._here
         documents = tuple((row.task, row.name, row.state) for row in here.documents.rows(here.domain))
         state: tuple[Any, ...] = (FOLD_VERSION, self._floor_state(), self._declared(), documents)
-        if len(here.limits):  # then every member knows of limits
+        if len(here.limits) or here.roster:  # then every member knows of limits, and of who comes and goes
             state = (*state, here.limits.export())
+        if here.roster:
+            state = (*state, here.roster.to_wire())
         return codec.encode(state)
 
     def adopt(self, state: bytes) -> None:
@@ -315,11 +317,13 @@ class Rows:
         """
         here = self._here
         plain: Any = codec.decode(state, bytes_max=FOLD_BYTES_MAX)
-        if type(plain) is not tuple or len(plain) not in (4, 5) or plain[0] != FOLD_VERSION:
+        if type(plain) is not tuple or len(plain) not in (4, 5, 6) or plain[0] != FOLD_VERSION:
             raise CorruptLogError("a peer's snapshot has another form than this version's")
-        _, floor, declared, documents, *limits = plain
-        for facts in limits:
-            self._join_limits(facts)
+        _, floor, declared, documents, *more = plain
+        if more:
+            self._join_limits(more[0])
+        if more[1:]:
+            here.join_roster(more[1])
         for event_id, event in self._declarations(declared):
             here.fold(event_id, event)
         for task, name, content in documents:

@@ -45,6 +45,10 @@ class Roster:
         self._changes: dict[_Version, tuple[EventId, MembersChanged]] = {}
         self._answers: dict[_Version, dict[RegionId, Heads]] = {}
 
+    def __bool__(self) -> bool:
+        """Whether there is anything that the founders alone don't tell."""
+        return bool(self._changes)
+
     def add(self, event_id: EventId, event: MembersChanged | FinalHeads) -> bool:
         """Take note of one applied fact. Whether it was news."""
         at = (event.epoch, event.version)

@@ -430,3 +430,29 @@ def test_a_joiner_that_never_comes_can_be_forgotten() -> None:
     task = cluster.submit("eu")
     cluster.run_for(3_000)
     assert cluster.show("eu", task)["settled"]
+
+
+def test_whoever_needs_a_snapshot_learns_from_it_who_belongs() -> None:
+    """The records of it may have left the log for good (swarm seed 50: a disk that had lied)."""
+    cluster = Cluster("eu", "us", "ap", "sa", retention_ms=500)
+    cluster.crash("sa")
+    forget_for_good(cluster, "sa")
+    for _ in range(8):
+        cluster.submit("eu")
+        cluster.run_for(1_000)
+    replica = cluster.nodes[EU].replica
+    assert replica is not None
+    change = replica._here.roster.last_change
+    assert change is not None
+    assert replica._rows.floor_heads.has(change.writer, change.number)
+    node = cluster.nodes[AP]
+    node.crash()
+    node.store = type(node.store)()
+    node.start()
+    cluster.run_for(6_000)
+    assert cluster.membership("ap") == cluster.membership("eu")
+    assert gone(cluster, "sa", "eu", "us", "ap")
+    cluster.restart("ap")
+    cluster.run_for(3_000)
+    assert cluster.membership("ap") == cluster.membership("eu")
+    assert cluster.converge()
