@@ -145,6 +145,8 @@ class Assembly:
             if region == here.me:
                 raise InvalidRequestError(f"{region} cannot forget itself: ask another region")
             if now.has_lost(region):
+                if stopped and not force and region in now.forgotten and not now.forgotten[RegionId(region)].stopped:
+                    continue  # the operator's word comes later
                 raise InvalidRequestError(f"{region} is forgotten already")
             if region not in now.states:
                 known = ", ".join(r for r in now.linked if r != here.me) or "none"

@@ -166,6 +166,21 @@ class Limit:
             seen.add(region)
         return region
 
+    def inherited_by(self, region: RegionId) -> list[tuple[EventId, int]]:
+        """What this region took over from others: by which event of its own, and how many rights."""
+        self.held()
+        assert self._held is not None
+        found = []
+        for source in sorted(self.inherited):
+            last, heir = self.inherited[source]
+            seen = {source}
+            while heir in self.inherited and heir not in seen:
+                seen.add(heir)
+                last, heir = self.inherited[heir]
+            if heir == region:
+                found.append((last, self._held.get(source, 0)))
+        return found
+
     def held(self) -> dict[RegionId, int]:
         """Region -> rights that its own log, as far as it is known here, gives it. Negative never, unless a disk lied."""
         if self._held is None:

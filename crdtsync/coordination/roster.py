@@ -23,6 +23,7 @@ from crdtsync.events import KIND_OF, FinalHeads, MembersChanged
 from crdtsync.identifiers import EventId, RegionId, WriterId, region_of
 from crdtsync.log.heads import Heads
 from crdtsync.log.shapes import check_events, checked_writer
+from crdtsync.scheduling.placement import rendezvous_order
 
 CHANGES_MAX: Final = 4_096  # of one cluster, ever: each is kept, so that a joiner can be told
 
@@ -93,6 +94,31 @@ class Roster:
         """The record that added this region."""
         found = [at for at, event in self._changes.values() if event.change == "add" and region in event.regions]
         return max(found, default=None)
+
+    def voters_after(self, version: int) -> tuple[RegionId, ...]:
+        """Who were members in full at this version, sorted."""
+        members = set(self.founders)
+        for change in self.chain():
+            if change.version <= version and change.change != "add":
+                names = set(map(RegionId, change.regions))
+                members = members | names if change.change == "admit" else members - names
+        return tuple(sorted(members))
+
+    def heir(self, region: RegionId, membership: Membership) -> RegionId | None:
+        """To whom falls what one region alone may have, of a region that has left for good: the first in its order of
+        those who were members when it was forgotten, whoever asks, and however many have come and gone since.
+
+        One that has left as well, and runs no more, is passed over: what it wrote is known. One that may still run
+        keeps what has fallen to it, used or not. None if nobody remains.
+        """
+        version = membership.forgotten[region].version
+        while members := self.voters_after(version):
+            left = {m: known for m in members if (known := membership.forgotten.get(m)) is not None and known.stopped}
+            for candidate in rendezvous_order(region.encode(), members):
+                if candidate not in left:
+                    return candidate
+            version = max(known.version for known in left.values())
+        return None
 
     def chain(self) -> list[MembersChanged]:
         """The changes that took effect, in order."""

@@ -22,7 +22,6 @@ from crdtsync.events import LimitSet, RightsBurned, RightsInherited, RightsMinte
 from crdtsync.identifiers import AttemptId, EventId, RegionId, TaskId, WriterId
 from crdtsync.protocol.peer_messages import DEMANDS_MAX, Demand
 from crdtsync.region import RegionState
-from crdtsync.scheduling.placement import rendezvous_order
 from crdtsync.scheduling.ready import Lane, ReadyQueue
 from crdtsync.scheduling.workers import Workers
 from crdtsync.task_view import TaskView
@@ -131,6 +130,7 @@ class Limits:
         self._told: dict[RegionId, dict[bytes, Demand]] = {}
         self._told_ms = -REPEAT_MS
         self._was_trusted = (False, False, False)
+        self._unsure: dict[bytes, None] = {}  # limits whose first setting may not be the first: see `_is_first`
         self.leaving = False  # this region gives all its rights away, and starts nothing under a global limit
 
     # What is in force --------------------------------------------------------------------------
@@ -215,8 +215,20 @@ class Limits:
         if self.leaving:
             return 0
         if self._trusted():
-            return rule.limit.rights(self._here.me)
+            return rule.limit.rights(self._here.me) - self._warm(rule)
         return rule.limit.fresh(self._here.writer)
+
+    def _warm(self, rule: Rule) -> int:
+        """Inherited rights of a rate under which their old holder may have started something within the last period."""
+        if not rule.is_rate or not rule.limit.inherited:
+            return 0
+        warm = 0
+        for id, amount in rule.limit.inherited_by(self._here.me):
+            left_ms = rule.setting.period_ms - (self._here.time_ms - (id.stamp >> 16))
+            if left_ms > 0 and amount > 0:
+                warm += amount
+                self._here.timers.at_mono(self._here.now.mono_ms + left_ms, ("limit.free", rule.limit.id))
+        return warm
 
     def free(self, rule: Rule) -> int:
         self._cool(rule)
@@ -353,6 +365,10 @@ class Limits:
         if trust != self._was_trusted:
             self._was_trusted = trust
             self._dirty.update(dict.fromkeys(self._rules))
+        for id in self._unsure:
+            rule = self._rules.get(id)
+            if rule is None or self._is_first(rule.limit):
+                self._dirty[id] = None
         for _ in range(len(self._rules) + 1):
             dirty, self._dirty = self._dirty, {}
             if not dirty:
@@ -371,10 +387,27 @@ class Limits:
             self._wake(rule, self.free(rule))
 
     def _mint(self, rule: Rule) -> None:
+        self._unsure.pop(rule.limit.id, None)
         missing = rule.setting.amount - rule.limit.outstanding
         if missing > 0 and rule.limit.minter() == self._here.me and not self.leaving:
             assert rule.limit.latest is not None
-            self._here.write(RightsMinted(rule.limit.id, missing, rule.limit.latest[0]))
+            if self._is_first(rule.limit):
+                self._here.write(RightsMinted(rule.limit.id, missing, rule.limit.latest[0]))
+            else:
+                self._unsure[rule.limit.id] = None
+
+    def _is_first(self, limit: Limit) -> bool:
+        """Whether no earlier setting can turn up that makes another region the minter.
+
+        The founders of the cluster name the same minter in whatever setting. Others are founders of a limit since the
+        membership changed, and whoever had not heard of that may have created the limit with the founders before. All
+        such settings are known once the first one is stable: who acknowledges it has told what it wrote before.
+        """
+        assert limit.first is not None
+        id, setting = limit.first
+        if setting.founders == self._here.roster.founders:
+            return True
+        return not self._here.stability.missing(id.writer, id.number)
 
     def _burn(self, rule: Rule) -> None:
         """Burn this region's part of what is too much, as it comes free; and all of it, if others do not burn theirs in time."""
@@ -494,14 +527,14 @@ class Limits:
         if not here.stamps or not here.is_member:
             return
         for region, forgotten in here.membership.forgotten.items():
-            if forgotten.stopped and rendezvous_order(region.encode(), here.membership.owners)[0] == here.me:
+            if forgotten.stopped and here.roster.heir(region, here.membership) == here.me:
                 self.inherit(region)
 
     def inherit(self, region: RegionId) -> None:
         """Take over whatever rights `region` held, and its minting.
 
         Only where an operator says that it runs nothing any more (`--stopped`), and once its final heads are applied
-        here: what it had given away by then is not its own. By one region: the next in rendezvous order.
+        here: what it had given away by then is not its own. By one region, whoever knows what: `Roster.heir`.
         """
         for limit in self._here.limits:
             if limit.heir(region) == region:

@@ -70,6 +70,7 @@ def forget(*, regions: tuple[str, ...], stopped: bool, force: bool, node: str, o
 
     What it had told others stays. What it told nobody is no part of the history any more, and it
     is refused when it comes back. Its running attempts are lost, its tasks go to other regions.
+    Whether it has stopped can be said later too: ask again, with --stopped.
     """
     from regions.cli.session import ask
 
