@@ -363,10 +363,13 @@ class Replica:
         self.leases.release_all(lambda scope: self.leases.in_use(scope) or self._sessions.holds(scope))
 
     def persisted(self, batch: int, now: Now) -> None:
-        """The batch is durable: what waited for it leaves, peers hear of it."""
+        """The batch is durable: what waited for it leaves, peers hear of it.
+
+        What follows from that is done when effects are taken, or a moment later: see `take_released`.
+        """
         self._at(now)
         self._here.outbox.persisted(batch)
-        self._run()
+        self._turn_due = True
 
     def loaded(self, token: int, rows: Iterable[TaskRow], now: Now, *, damaged: Iterable[TaskId] = ()) -> None:
         """The rows of one `Load`; `damaged` names those that are there and unreadable.
@@ -452,6 +455,8 @@ class Replica:
         """When `tick` is next worth calling, on the monotonic clock."""
         here = self._here
         mono_ms = here.now.mono_ms
+        if self._turn_due:
+            return mono_ms
         if self._more:
             return mono_ms + TURN_MS
         first_ms = here.timers.next_mono_ms(here.time_ms, mono_ms)
@@ -467,6 +472,11 @@ class Replica:
             held_ms = mono_ms + max(1, release_ms - here.time_ms)
             first_ms = held_ms if first_ms is None else min(first_ms, held_ms)
         return first_ms
+
+    def take_released(self) -> list[Effect]:
+        """What waited for the disk alone. Whoever waited for that need not wait for what follows from it as well: take
+        the other effects when these are carried out, and inputs that came meanwhile are fed."""
+        return self._here.outbox.take()
 
     def take_effects(self) -> list[Effect]:
         """What is to be done, in order. A second call returns nothing new."""
@@ -526,7 +536,8 @@ class Replica:
         here = self._here
         lease_ms, assembly_ms = self.leases.next_deadline_ms(), self._neighbours.assembly.next_deadline_ms()
         return (
-            self._more
+            self._turn_due
+            or self._more
             or (lease_ms is not None and lease_ms <= here.now.mono_ms)
             or (assembly_ms is not None and assembly_ms <= here.now.mono_ms)
             or bool(self._decisions)  # a majority may have acknowledged what is not stable yet

@@ -228,7 +228,7 @@ class Client:
             DuplicateTaskError: Its key or id is taken by a submission with other arguments.
             CrdtSyncError: As `request`.
         """
-        [answer] = await self.submit_many([task_spec(task, args, kwargs, options)])
+        [answer] = await self._submit([task_spec(task, args, kwargs, options)])
         if isinstance(answer, CrdtSyncError):
             raise answer
         return answer

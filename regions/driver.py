@@ -51,7 +51,6 @@ RELOAD_S_MIN: Final = 0.1  # after a failure: at once, then slower while the dis
 RELOAD_S_MAX: Final = 5.0
 RELOAD_QUIET_S: Final = 10.0  # a failure so soon after a reload counts as the same one
 IDLE_S_MAX: Final = 1.0  # the loop looks at the clock at least so often, whatever the replica asked for
-BATCHES_PER_STEP: Final = 8  # written on the loop; then others get their turn
 ENTROPY_BYTES: Final = 8  # of an incarnation's identity
 COMPACT_S_MIN: Final = 10.0  # between two compactions: dropped commits come in slices
 LATE_LOOP_S: Final = 0.5  # a step that holds the loop longer is reported: everybody waits meanwhile
@@ -160,8 +159,7 @@ class Driver:
     async def flushed(self) -> None:
         """Wait until everything decided so far is durable and its effects were carried out."""
         while self._replica is not None and not self._failure:
-            self._step()
-            if self._idle.is_set():
+            if not self._step() and self._idle.is_set():
                 return
             await self._idle.wait()
 
@@ -228,35 +226,37 @@ class Driver:
             self._broken = error
             self._changed.set()
 
-    def _step(self) -> None:
-        """Let the replica act on the time, then carry out all that it wants done."""
+    def _step(self) -> bool:
+        """Let the replica act on the time, then carry out all that it wants done. Whether there was a batch to write.
+
+        A batch that is made durable on the loop ends the step: what waited for it is sent first, and what follows from
+        it is done in the next one, together with what came meanwhile.
+        """
+        replica = self._replica
+        if replica is None:
+            return False
         started = time.monotonic()
-        effects = 0
-        for _ in range(BATCHES_PER_STEP):
-            replica = self._replica
-            if replica is None:
-                break
-            try:
-                now = clock()
-                deadline = replica.next_deadline_ms()
-                if deadline is not None and deadline <= now.mono_ms:
-                    replica.tick(now)
-                taken = replica.take_effects()
-            except Exception as error:  # noqa: BLE001 - as in _feed
-                self._fail(error)
-                break
-            effects += len(taken)
-            batch = None
-            for effect in taken:
-                if type(effect) is Persist:
-                    batch = effect
-                else:
-                    self._carry_out(effect)
-            if batch is None or not self._write(batch):
-                break
+        try:
+            now = clock()
+            deadline = replica.next_deadline_ms()
+            if deadline is not None and deadline <= now.mono_ms:
+                replica.tick(now)
+            effects = replica.take_effects()
+        except Exception as error:  # noqa: BLE001 - as in _feed
+            self._fail(error)
+            return False
+        batch = None
+        for effect in effects:
+            if type(effect) is Persist:
+                batch = effect
+            else:
+                self._carry_out(effect)
+        if batch is not None:
+            self._write(batch)
         held = time.monotonic() - started
         if held > LATE_LOOP_S:
-            self._log.warning("the loop was held up", seconds=round(held, 2), effects=effects)
+            self._log.warning("the loop was held up", seconds=round(held, 2), effects=len(effects))
+        return batch is not None
 
     def _arm(self) -> None:
         """See that a step is made when the replica's next deadline comes. One that comes too early costs little, so an
@@ -310,20 +310,19 @@ class Driver:
 
     # The disk ------------------------------------------------------------------------------------
 
-    def _write(self, batch: Persist) -> bool:
-        """Make a batch durable; True if that is done. False: it is under way, or failed."""
+    def _write(self, batch: Persist) -> None:
+        """Make a batch durable: at once if that is quick, else in the store's thread."""
         assert self._idle.is_set(), "one batch is under way at a time"
         try:
             done = self.store.append_at_once(batch)
         except StorageError as error:
             self._fail(error)
-            return False
-        if not done:
+            return
+        if done:
+            self._written(batch)
+        else:
             self._idle.clear()
             self._spawn(self._persist(batch))
-            return False
-        self._written(batch)
-        return True
 
     async def _persist(self, batch: Persist) -> None:
         generation = self._generation
@@ -338,7 +337,17 @@ class Driver:
             self._written(batch)
 
     def _written(self, batch: Persist) -> None:
-        self._feed(lambda replica, now: replica.persisted(batch.batch, now))
+        replica = self._replica
+        if replica is not None:
+            try:
+                replica.persisted(batch.batch, clock())
+                effects = replica.take_released()
+            except Exception as error:  # noqa: BLE001 - as in _feed
+                self._fail(error)
+                return
+            for effect in effects:
+                self._carry_out(effect)
+            self._wake()  # only now, so that what was put on its way is sent before
         if batch.drop and self._compaction is None:
             self._compaction = asyncio.create_task(self._compact())
 

@@ -53,6 +53,31 @@ def test_a_submission_is_acknowledged_only_once_it_is_on_disk() -> None:
     assert len([effect for effect in effects if isinstance(effect, e.Run)]) == 1
 
 
+def test_whoever_waited_for_the_disk_does_not_wait_for_what_follows_as_well() -> None:
+    """An input that comes between the two changes nothing but the order in which it is looked at."""
+    cluster = Cluster("eu", tasks={"noop": never})
+    node = cluster.nodes["eu"]
+    replica = node.replica
+    assert replica is not None
+    first, second = (c.TaskSpec(name="noop", payload=encode_value([[], {}]), id=id * 16) for id in (b"t", b"u"))
+    replica.submit(c.Submit((first,)), node.now, "first")
+    [persist] = [effect for effect in replica.take_effects() if isinstance(effect, e.Persist)]
+    replica.persisted(persist.batch, node.now)
+    released = replica.take_released()
+    assert [type(effect) for effect in released] == [e.Reply, e.Run]
+    assert replica.take_released() == []
+    assert replica.next_deadline_ms() == node.now.mono_ms
+    replica.submit(c.Submit((second,)), node.now, "second")
+    [persist] = [effect for effect in replica.take_effects() if isinstance(effect, e.Persist)]
+    assert len(persist.commits) == 1
+    replica.persisted(persist.batch, node.now)
+    replica.tick(node.now)
+    assert {type(effect) for effect in replica.take_effects()} == {e.Reply, e.Run}
+    due_ms = replica.next_deadline_ms()
+    assert due_ms is not None
+    assert due_ms > node.now.mono_ms
+
+
 def test_what_arrives_during_one_fsync_shares_the_next() -> None:
     cluster = Cluster("eu", tasks={"noop": succeed}, credits=50)
     node = cluster.nodes["eu"]

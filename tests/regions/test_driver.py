@@ -33,6 +33,19 @@ class FailingStore(MemoryStore):
         await super().append(batch)
 
 
+class QuickStore(FailingStore):
+    """Writes at once, as a quick disk does."""
+
+    def append_at_once(self, batch):
+        self.appends += 1
+        if self.failures:
+            self.failures -= 1
+            raise StorageError("disk full")
+        with contextlib.suppress(StopIteration):
+            MemoryStore.append(self, batch).send(None)
+        return True
+
+
 class Outlets:
     def __init__(self):
         self.answers = {}
@@ -194,5 +207,59 @@ def test_attempts_leave_once_their_claim_is_durable():
             assert assignment.name == "add"
             heads = await running.store.heads("default")
             assert heads[assignment.attempt.writer] >= assignment.attempt.number
+
+    run(scenario)
+
+
+def test_a_disk_that_is_written_at_once_and_fails_costs_no_more_than_one_that_is_waited_for():
+    async def scenario():
+        store = QuickStore()
+        async with driving(store) as node:
+            await node.declare()
+            assert (await node.submit(1))["created"]
+            writer = node.driver.replica.writer
+            store.failures = 1
+            node.driver.submit(
+                commands.Submit((TaskSpec("add", encode_arguments("add", (1, 2), {}), (2).to_bytes(16, "big")),)),
+                "lost",
+            )
+            await until(lambda: node.outlets.resets and node.driver.ready and node.driver.replica.writer != writer)
+            assert "lost" not in node.outlets.answers
+            await node.declare()
+            assert not (await node.submit(1))["created"]
+            assert (await node.submit(2))["created"]
+
+    run(scenario)
+
+
+def test_everything_that_was_decided_is_written_when_it_is_flushed_at_once():
+    async def scenario():
+        async with driving(QuickStore()) as node:
+            await node.declare()
+            for ticket in range(100, 120):
+                spec = TaskSpec("add", encode_arguments("add", (1, 2), {}), ticket.to_bytes(16, "big"))
+                node.driver.submit(commands.Submit((spec,)), ticket)
+            await node.driver.flushed()
+            assert all(ticket in node.outlets.answers for ticket in range(100, 120))
+            assert not node.driver.replica.take_released()
+
+    run(scenario)
+
+
+def test_an_outlet_that_fails_ends_the_node_instead_of_leaving_it_deaf():
+    async def scenario():
+        node = Running(MemoryStore())
+
+        def broken(*_args, **_kwargs):
+            raise RuntimeError("no outlet")
+
+        await node.driver.start()
+        loop = asyncio.create_task(node.driver.run())
+        await node.declare()
+        node.outlets.reply = broken
+        node.driver.submit(commands.Status(), 99)
+        with pytest.raises(RuntimeError, match="no outlet"):
+            await loop
+        await node.driver.close()
 
     run(scenario)
