@@ -88,6 +88,7 @@ class Driver:
         self._changed = asyncio.Event()  # it failed, or is to stop: what `run` has to deal with
         self._turn: asyncio.Handle | None = None  # the step that is due
         self._alarm: asyncio.TimerHandle | None = None  # the step for which time alone is the reason
+        self._rang = False  # a deadline has come
         self._idle = asyncio.Event()  # nothing is being written
         self._idle.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -237,10 +238,9 @@ class Driver:
             return False
         started = time.monotonic()
         try:
-            now = clock()
-            deadline = replica.next_deadline_ms()
-            if deadline is not None and deadline <= now.mono_ms:
-                replica.tick(now)
+            if self._rang:
+                self._rang = False
+                replica.tick(clock())
             effects = replica.take_effects()
         except Exception as error:  # noqa: BLE001 - as in _feed
             self._fail(error)
@@ -266,6 +266,7 @@ class Driver:
         deadline = self._replica.next_deadline_ms()
         wait = IDLE_S_MAX if deadline is None else min(IDLE_S_MAX, (deadline - clock().mono_ms) / 1_000)
         if wait <= 0:
+            self._rang = True
             self._wake()
             return
         loop = asyncio.get_running_loop()
@@ -278,6 +279,7 @@ class Driver:
 
     def _ring(self) -> None:
         self._alarm = None
+        self._rang = True
         self._wake()
 
     def _disarm(self) -> None:

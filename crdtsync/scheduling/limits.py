@@ -361,6 +361,8 @@ class Limits:
         self.recall()
         self._write_later()
         self._refresh()
+        if not self._rules:
+            return  # most regions, most of the time
         trust = (self._trusted(), self._may_touch_old(), self._here.stamps)
         if trust != self._was_trusted:
             self._was_trusted = trust
