@@ -118,6 +118,7 @@ class Neighbours:
             here,
             tell=self.gossip.tell,
             linked=lambda: self.gossip.readers(features.MEMBERSHIP),
+            older=lambda: self.gossip.without(features.MEMBERSHIP),
             heard_ms=self.last_heard,
             open_writer=open_writer,
         )

@@ -76,6 +76,7 @@ class Assembly:
     Args:
         tell: Sends a message over the link to a peer, if there is one.
         linked: The peers that read such messages.
+        older: The members that have been met, and do not read them.
         silent: The members of which nothing has been heard for `lost_after`, by any path.
         open_writer: For a joiner: its first commit may be written.
     """
@@ -86,12 +87,14 @@ class Assembly:
         *,
         tell: Callable[[RegionId, SynodMessage], bool],
         linked: Callable[[], tuple[RegionId, ...]],
+        older: Callable[[], tuple[RegionId, ...]],
         heard_ms: Callable[[RegionId], int | None],
         open_writer: Callable[[], None],
     ) -> None:
         self._here = here
         self._tell = tell
         self._linked = linked
+        self._older = older
         self._heard_ms = heard_ms
         self._open_writer = open_writer
         self._acceptor: Acceptor | None = None
@@ -128,6 +131,7 @@ class Assembly:
         if len(now.states) >= MEMBERS_MAX:
             raise MembershipError(f"the cluster has {MEMBERS_MAX} regions, which is the limit")
         self._refuse_while_changing(now)
+        self._refuse_older(())
         silent = [r for r in now.voters if r != self._here.me and self._is_silent(r)]
         if silent:
             raise MembershipError(
@@ -156,6 +160,7 @@ class Assembly:
                     f"{region} is linked to {here.me}: stop its node first (drain it, and then say --stopped), or cut it off"
                 )
         names = tuple(sorted(set(regions)))
+        self._refuse_older(names)
         left = [r for r in now.voters if r not in names]
         if force:
             joining = [r for r in now.joining if r not in names]
@@ -182,6 +187,15 @@ class Assembly:
             raise MembershipError(f"{now.joining[0]} is joining: one change at a time ({self.waits_for()})")
         if now.leaving:
             raise MembershipError(f"{now.leaving[0]} is leaving: one change at a time ({self.waits_for()})")
+
+    def _refuse_older(self, leaving: tuple[str, ...]) -> None:
+        """Nothing is written of members that one of them would not read."""
+        older = [region for region in self._older() if region not in leaving]
+        if older:
+            raise MembershipError(
+                f"{', '.join(older)} runs a version of crdtsync that does not know of changing members, and would be left "
+                "behind: update it first"
+            )
 
     def _next(self, now: Membership) -> tuple[int, int, tuple[RegionId, ...]]:
         return now.epoch, now.version + 1, self._founders()

@@ -55,6 +55,7 @@ from crdtsync.log.heads import Heads
 from crdtsync.log.stability import Ack, Stability
 from crdtsync.protocol import features
 from crdtsync.protocol.peer_messages import (
+    PEER_PROTOCOL_VERSION,
     AckHeard,
     Bundle,
     Bye,
@@ -219,6 +220,14 @@ class Gossip:
         if known is None or known.open_link is None:
             return None
         return known.clock.best(self._wire.host.time_ms(now), now.mono_ms)
+
+    def without(self, feature: int) -> tuple[RegionId, ...]:
+        """The members that have been met, and do not read this."""
+        return tuple(
+            region
+            for region, peer in self._peers.items()
+            if region != self._wire.me and peer.features is not None and not peer.features & feature
+        )
 
     def common_features(self) -> int:
         """The bits that every member has, as of its last Hello: 0 while one was never met."""
@@ -402,6 +411,10 @@ class Gossip:
             self._peers[region] = self._peers.pop(region)
         self._liveness.set_members(self._peers)
         self._recovery.unanswered &= set(membership.linked)
+        for known in self._peers.values():  # of a version that takes no part in this
+            hello = known.link.session.hello if known.link is not None and known.link.session.is_open else None
+            if known.link is not None and hello is not None and not self._wire.identity.can_follow(hello):
+                self._refuse_hello(known, known.link, Refusal.VERSION, hello)
         if not membership.known <= before.known:
             for known in self._peers.values():
                 if known.link is not None and known.link.session.state is not SessionState.CLOSING:
@@ -520,6 +533,12 @@ class Gossip:
         detail = f"{hello.writer[:128]} of cluster {hello.cluster[:64]!r}, protocol {hello.version}"
         if refusal is Refusal.NOT_JOINING:
             detail = f"{link.peer} was added to this cluster: start its node with --join, on an empty data_dir"
+        elif refusal is Refusal.VERSION and hello.version == PEER_PROTOCOL_VERSION:
+            version = self._wire.identity.membership.version
+            detail = (
+                f"the members of this cluster have changed (version {version} of the membership), and {link.peer} runs a "
+                "version of crdtsync that does not know of that: update it, on the same data_dir"
+            )
         self._refuse(known, link, refusal, detail)
         if refusal is not Refusal.SAME_REGION:
             return []

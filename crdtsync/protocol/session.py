@@ -25,6 +25,7 @@ from typing import Final
 from crdtsync.coordination.membership import FOUNDING_VERSION, Membership, MemberState
 from crdtsync.errors import RemoteProtocolError
 from crdtsync.identifiers import Domain, RegionId, WriterId, region_of
+from crdtsync.protocol import features
 from crdtsync.protocol.peer_messages import (
     PEER_PROTOCOL_VERSION,
     Bye,
@@ -91,7 +92,7 @@ assert TRANSITIONS.keys() == set(SessionState)
 class Refusal(StrEnum):
     """Why a Hello is not accepted. The value travels."""
 
-    VERSION = "version"  #: Another protocol version.
+    VERSION = "version"  #: Another protocol version; or one that cannot follow a membership that has changed.
     CLUSTER = "cluster"  #: Another cluster's name: two clusters must never mix.
     NOT_MEMBER = "not_member"  #: A region that is not in the member list.
     IDENTITY = "identity"  #: Not the region that the link is to, or a writer of another region.
@@ -144,11 +145,19 @@ class Identity:
             return Refusal.FORGOTTEN
         if hello.region not in self.membership.states:
             return Refusal.NOT_MEMBER
+        if not self.can_follow(hello):
+            return Refusal.VERSION
         if self._is_no_joiner(hello):
             return Refusal.NOT_JOINING
         if hello.region != linked_to:
             return Refusal.IDENTITY
         return None
+
+    def can_follow(self, hello: Hello) -> bool:
+        """Whether its sender reads what this cluster's log says of its members: one that does not would go on counting by
+        the founders, and settle, own and vote by them."""
+        changed = self.membership.stamp > FOUNDING_VERSION and self.features & features.MEMBERSHIP
+        return not changed or bool(hello.features & features.MEMBERSHIP)
 
     def _is_no_joiner(self, hello: Hello) -> bool:
         """Whether it takes itself for a founder, of a cluster that it has never heard of: what it writes rests on nothing."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from crdtsync import commands as c
 from crdtsync import effects as e
 from crdtsync.coordination.membership import MemberState
 from crdtsync.identifiers import RegionId, TaskId
+from crdtsync.protocol import features
 from crdtsync.scheduling.placement import rendezvous_order
 from tests.cluster import AskError, Cluster, Outcome
 
@@ -351,6 +354,84 @@ def test_force_is_refused_while_a_majority_remains() -> None:
         forget(cluster, "eu", "ap", force=True)
 
 
+# Older versions ----------------------------------------------------------------------------------
+
+
+def make_older(cluster: Cluster, region: str) -> None:
+    """From here on the node says of itself, in every Hello, that it does not read changes of the membership."""
+    replica = cluster.nodes[RegionId(region)].replica
+    assert replica is not None
+    wire = replica._neighbours.gossip._wire
+    wire.identity = replace(wire.identity, features=features.OURS & ~features.MEMBERSHIP)
+
+
+def test_no_change_is_proposed_while_a_member_would_not_read_it() -> None:
+    cluster = Cluster("eu", "us", "na", "ap", "sa", lease_ms=400)
+    cluster.isolate("sa")
+    make_older(cluster, "sa")
+    cluster.heal()
+    cluster.crash("ap")
+    cluster.run_for(3_000)
+    with pytest.raises(AskError, match=r"sa runs a version.*update it first") as refused:
+        forget(cluster, "eu", "ap")
+    assert refused.value.code == "membership"
+    with pytest.raises(AskError, match="sa runs a version"):
+        cluster.nodes[US].ask(c.AddRegion("za", ""))
+    assert cluster.membership("eu").version == 1
+    cluster.isolate("sa")
+    cluster.run_for(3_000)
+    forget(cluster, "eu", "sa")  # that one itself may be forgotten
+    cluster.run_for(1_000)
+    assert all(cluster.membership(region).has_lost("sa") for region in ("eu", "us", "na"))
+
+
+def test_a_member_that_cannot_follow_a_change_is_told_to_be_updated_and_then_follows() -> None:
+    cluster = Cluster("eu", "us", "na", "ap", "sa", lease_ms=400)
+    cluster.isolate("sa")
+    make_older(cluster, "sa")
+    cluster.crash("ap")
+    cluster.run_for(500)
+    cluster.restart("eu")  # so that it has not met sa since
+    cluster.run_for(3_000)
+    assert forget(cluster, "eu", "ap")["version"] == 2
+    cluster.run_for(1_000)
+    cluster.heal()
+    cluster.run_for(3_000)
+    told = [notice for notice in cluster.nodes[SA].notices if notice.what == "gossip.refused_by"]
+    assert {notice.facts["reason"] for notice in told} == {"version"}
+    assert "update it" in str(told[0].facts["detail"])
+    assert cluster.membership("sa").version == 1, "it was sent nothing that it does not read"
+    cluster.restart("sa")  # updated
+    cluster.run_for(8_000)
+    assert cluster.membership("sa") == cluster.membership("eu")
+    assert gone(cluster, "ap", "eu", "us", "na", "sa")
+    assert cluster.converge()
+
+
+def test_a_linked_member_that_cannot_follow_is_let_go_when_a_change_comes() -> None:
+    cluster = Cluster("eu", "us", "na", "ap", "sa", lease_ms=400)
+    cluster.isolate("sa")
+    make_older(cluster, "sa")
+    cluster.heal()
+    for region in ("eu", "na"):
+        cluster.cut("sa", region)  # us alone is linked to it
+    cluster.crash("ap")
+    cluster.run_for(500)
+    cluster.restart("eu")
+    cluster.run_for(3_000)
+    assert SA in linked(cluster, "us")
+    assert forget(cluster, "eu", "ap")["version"] == 2
+    cluster.run_for(1_000)
+    assert SA not in linked(cluster, "us")
+    assert cluster.membership("sa").version == 1
+
+
+def linked(cluster: Cluster, region: str) -> tuple[RegionId, ...]:
+    replica = cluster.nodes[RegionId(region)].replica
+    assert replica is not None
+    return replica._neighbours.gossip.open_peers()
+
+
 # Joining -----------------------------------------------------------------------------------------
 
 
@@ -423,7 +504,7 @@ def test_a_joiner_that_never_comes_can_be_forgotten() -> None:
     cluster.nodes[EU].ask(c.AddRegion("sa", ""))
     cluster.run_for(1_000)
     with pytest.raises(AskError, match="one change at a time"):
-        cluster.nodes[US].ask(c.AddRegion("na", ""))
+        cluster.nodes[US].ask(c.AddRegion("za", ""))
     forget(cluster, "us", "sa")
     cluster.run_for(3_000)
     assert gone(cluster, "sa", "eu", "us", "ap")
