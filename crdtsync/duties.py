@@ -22,7 +22,7 @@ from crdtsync.scheduling.handover import OFFER_RETRY_MS, Handover
 from crdtsync.scheduling.limits import Limits
 from crdtsync.scheduling.ready import Lane, ReadyQueue, order_key
 from crdtsync.scheduling.workers import Workers
-from crdtsync.task_view import TaskView
+from crdtsync.task_view import TaskState, TaskView
 from crdtsync.tasks import Task
 from crdtsync.watchers import Watchers
 from crdtsync.workflow.dependencies import Dependencies
@@ -102,6 +102,14 @@ class Duties:
         if view.submission is None:
             return
         open_attempts = view.open_attempts
+        if self._here.stamps and self._simply_runs(task, view):
+            self._limits.note(task, view, open_attempts)
+            task.duties = True
+            if self._dependencies.has_children(task.id):
+                self._dependencies.parent_changed(task)
+            self._watchers.changed(task)
+            self._leave_queue(task)
+            return
         self._limits.note(task, view, open_attempts)
         if self._inheritance.settle(task, view):
             return  # reviewed again at once, as its facts have changed
@@ -134,6 +142,18 @@ class Duties:
             if not self._runs_ahead():
                 self._handover.accept(task, view)
         self._here.table.let_go_of_view(task)
+
+    def _simply_runs(self, task: Task, view: TaskView) -> bool:
+        """Whether all there is to a task of ours is one attempt that a worker here runs, as after nearly every claim.
+
+        Nobody has offered, cancelled or edited it, so most of what a review asks is answered: 1.5 us instead of 4.
+        """
+        if view.state is not TaskState.RUNNING or task.facts.rest or len(view.attempts) != 1 or view.submitted is None:
+            return False
+        (attempt,), submitted = view.attempts, view.submitted
+        if submitted.deadline_ms or submitted.options.exclusive or view.owner != self._here.me:
+            return False
+        return attempt.region == self._here.me and attempt.id in self._workers.running
 
     def _look_on(self, task: Task, view: TaskView) -> None:
         """As `review`, but for all that is written: our clock is off. Everything is reviewed when it is right again."""

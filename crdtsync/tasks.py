@@ -19,7 +19,7 @@ from crdtsync.history import Facts
 from crdtsync.identifiers import Domain, EventId, TaskId
 from crdtsync.log.bloom import KnownIds
 from crdtsync.log.digest import Digest
-from crdtsync.resolve import resolve
+from crdtsync.resolve import grown, resolve
 from crdtsync.task_view import ENDED, TaskState, TaskView, view_hash
 
 _NOTHING = bytes(16)
@@ -115,8 +115,12 @@ class TaskTable:
             task = self._tasks[event.task] = Task(event.task, Facts())
             self.known.add(event.task)
             self._absent.pop(event.task, None)
+        view = task.view
         if task.facts.add(id, event):
             self._changed(task)
+            view = None if view is None else grown(view, task.facts, id, event)
+            if view is not None:
+                task.view, task.state = view, view.state
         return task
 
     def _changed(self, task: Task) -> None:

@@ -251,9 +251,8 @@ def winner_by_arrival(patches: Patches) -> None:
     first: dict[tuple[int, bytes], Any] = {}
 
     def sticky(self: Any, task: Any) -> Any:
-        fresh = task.view is None
         view = view_of(self, task)
-        if fresh and view.winner is not None:
+        if view.winner is not None:
             known = first.setdefault((id(self), task.id), view.winner)
             if known != view.winner:
                 view = task.view = view._replace(winner=known)

@@ -11,11 +11,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from crdtsync import commands as c
+from crdtsync import tasks
 from crdtsync.duties import Duties
+from crdtsync.identifiers import DEFAULT_DOMAIN
 from crdtsync.log.digest import NOTHING, Digest
 from crdtsync.resolve import count_failures, resolve
 from crdtsync.task_view import view_hash
+from crdtsync.tasks import TaskTable
 from tests.cluster import Cluster, Node, Outcome, succeed
+from tests.properties.story import Story
 from tests.properties.test_join_laws import facts_of, histories
 
 REGIONS = ("eu", "us")
@@ -50,7 +54,11 @@ def every_review_in_full() -> Iterator[None]:
         task.rests = False
         review(self, task)
 
-    with mock.patch.object(Duties, "review", in_full):
+    with (
+        mock.patch.object(Duties, "review", in_full),
+        mock.patch.object(Duties, "_simply_runs", return_value=False),
+        mock.patch.object(tasks, "grown", return_value=None),
+    ):
         yield
 
 
@@ -61,29 +69,29 @@ def _await(node: Node, task: bytes, ticket: int, *, settled: bool) -> None:
 def played(script: list[Any], *, cut: bool, cancel: bool) -> Any:
     """What is seen of two regions that run these tasks: what waits hear and when, what ran, what the tasks become."""
     cluster = Cluster(*REGIONS, tasks=TASKS, declare=DECLARED, ended_kept_max=1)
-    tasks: list[bytes] = []
+    made: list[bytes] = []
     waits: list[tuple[Any, int]] = []
     if cut:
         cluster.isolate("us")
     for region, name, parent, settled, after_ms in script:
         options: dict[str, Any] = {"partition": "wait"} if name == "slow" else {}
-        if parent is not None and parent < len(tasks) and cluster.nodes[region].replica is not None:
-            known = [task for task, (home, *_) in zip(tasks, script, strict=False) if home == region]
+        if parent is not None and parent < len(made) and cluster.nodes[region].replica is not None:
+            known = [task for task, (home, *_) in zip(made, script, strict=False) if home == region]
             if known:
                 options["after_settled" if settled else "after"] = (known[parent % len(known)],)
-        tasks.append(cluster.submit(region, name, **options))
+        made.append(cluster.submit(region, name, **options))
         ticket = cluster.ticket()
         node = cluster.nodes[region]
-        _await(node, tasks[-1], ticket, settled=settled)
+        _await(node, made[-1], ticket, settled=settled)
         waits.append((node, ticket))
         cluster.run_for(after_ms)
     if cancel:
-        cluster.nodes[script[0][0]].ask(c.Cancel(tasks[0]))
+        cluster.nodes[script[0][0]].ask(c.Cancel(made[0]))
     cluster.run_for(2_000)
     cluster.heal()
     cluster.run_for(20_000)
     heard = [[reply.value for reply in node.answers.get(ticket, [])] for node, ticket in waits]
-    seen = [cluster.show(region, task) for region in REGIONS for task in tasks]
+    seen = [cluster.show(region, task) for region in REGIONS for task in made]
     return (
         heard,
         seen,
@@ -96,7 +104,7 @@ def played(script: list[Any], *, cut: bool, cancel: bool) -> Any:
 @settings(max_examples=30, deadline=None)
 @given(scripts, st.booleans(), st.booleans())
 @example([("eu", "breaks", None, False, 0)], False, True)  # what was charged is given back once the cancel has settled
-def test_a_task_that_rests_needs_no_review_in_full(script, cut, cancel):
+def test_short_reviews_do_what_full_ones_do(script, cut, cancel):
     quick = played(script, cut=cut, cancel=cancel)
     with every_review_in_full():
         assert played(script, cut=cut, cancel=cancel) == quick
@@ -120,6 +128,32 @@ def test_a_digest_that_is_made_when_asked_for_is_that_of_all_tasks(script, cut):
         for share in shares.values():
             whole.replace(NOTHING, share)
         assert whole == table.digest
+
+
+@given(histories, st.randoms(use_true_random=False))
+def test_a_view_that_grows_with_its_task_is_the_one_that_its_facts_resolve_to(history, rng):
+    shuffled = list(history)
+    for pairs in (history, rng.sample(shuffled, len(shuffled))):
+        table = TaskTable(DEFAULT_DOMAIN)
+        for event_id, event in pairs:
+            task = table.add(event_id, event)
+            assert table.view(task) == resolve(task.facts)
+
+
+@given(st.sampled_from(["ok", "failed", "lost"]), st.booleans(), st.booleans(), st.booleans())
+def test_a_task_that_simply_runs_grows_into_what_it_resolves_to(outcome, late, effect, other):
+    story = Story()
+    table = TaskTable(DEFAULT_DOMAIN)
+    story.submit()
+    claim = story.claim()
+    if effect:
+        story.effect(claim, "charge")
+    story.end(claim, outcome, late=late)
+    if other:
+        story.submit(payload=b"other")
+    for event_id, event in sorted(story.facts.events(), key=lambda pair: pair[0]):
+        task = table.add(event_id, event)
+        assert table.view(task) == resolve(task.facts)
 
 
 @given(histories)
