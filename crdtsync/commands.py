@@ -300,6 +300,17 @@ class ShowClock(Command, frozen=True):
     """Reply: this node's clocks, what a majority says of them, each peer's offset and drift, what is held back."""
 
 
+class ReissueLog(Command, frozen=True):
+    """Re-issue commits of an earlier start of this node, from number `first` on, whose stamps are far ahead.
+
+    Reply, once it is durable that it will be done: {"writer", "from", "writers": [[writer, first, last]], "commits"}. The
+    node then starts anew, and does it before anything else; `ShowClock` says "reissuing" meanwhile.
+    """
+
+    writer: str
+    first: int
+
+
 # Answered by the node from its store; the replica never sees them ---------------------------------
 
 
@@ -428,6 +439,7 @@ ClientCommand: TypeAlias = (
     | EditDocument
     | Status
     | ShowClock
+    | ReissueLog
     | LogHeads
     | ReadLog
     | VerifyLog

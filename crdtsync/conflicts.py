@@ -395,7 +395,7 @@ def lost_inputs(view: TaskView, parents: Mapping[TaskId, TaskView]) -> tuple[Con
     found = []
     for parent, used in winner.inputs:
         known = parents.get(parent)
-        if known is not None and known.winner != used:
+        if known is not None and (known.winner is None or not known.winner.names(used)):
             now = None if known.winner is None else known.attempt(known.winner)
             stands = "has no result now" if now is None else f"has the result of {named(now)} now"
             found.append(

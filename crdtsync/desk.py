@@ -17,6 +17,7 @@ from crdtsync.limit_requests import LimitRequests
 from crdtsync.log.shapes import URL_CHARS_MAX
 from crdtsync.neighbours import Neighbours
 from crdtsync.region import RegionState
+from crdtsync.reissuing import Reissuing
 from crdtsync.requests import Requests
 from crdtsync.scheduling.handover import Handover
 from crdtsync.scheduling.ready import ReadyQueue
@@ -61,6 +62,7 @@ class Desk:
         ready: ReadyQueue,
         clock_watch: ClockWatch,
         sessions: Sessions,
+        reissuing: Reissuing,
     ) -> None:
         self._here = here
         self._requests = requests
@@ -73,6 +75,7 @@ class Desk:
         self._ready = ready
         self._clock_watch = clock_watch
         self._sessions = sessions
+        self._reissuing = reissuing
 
     def do(self, command: Any, ticket: Any) -> None:
         """Carry one command out; its answers are `Reply` effects with `ticket`. Never raises for what it asks."""
@@ -188,7 +191,9 @@ class Desk:
     def _clock(self, _command: c.ShowClock, ticket: Any) -> None:
         here = self._here
         record = clock_record(here, self._clock_watch, self._neighbours.gossip)
-        self._requests.reply(ticket, record | {"waiting_reports": self._worker_requests.held})
+        self._requests.reply(
+            ticket, record | {"waiting_reports": self._worker_requests.held, "reissuing": self._reissuing.record()}
+        )
 
     def _regions(self, _command: c.ListRegions, ticket: Any) -> None:
         self._requests.reply(ticket, self._neighbours.assembly.described(self._neighbours.regions()))
@@ -229,6 +234,7 @@ class Desk:
         c.Drain: _drain,
         c.Status: _status,
         c.ShowClock: _clock,
+        c.ReissueLog: lambda self, command, ticket: self._reissuing.ask(command, ticket),
         c.LeaseAcquire: lambda self, command, ticket: self._sessions.acquire(command, ticket),
         c.LeaseRenew: lambda self, command, ticket: self._sessions.renew(command, ticket),
         c.LeaseRelease: lambda self, command, ticket: self._sessions.release(command, ticket),

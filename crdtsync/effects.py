@@ -198,6 +198,13 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """Discard this replica and build another incarnation from disk: it asks for that itself (`reissuing`)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Notify:
     """Something worth a log line, a metric or an alarm. The core knows no listener.
 
@@ -209,4 +216,6 @@ class Notify:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-Effect: TypeAlias = Persist | Load | ReadCommits | ReadRows | Send | Disconnect | Reply | Query | Run | Stop | Notify
+Effect: TypeAlias = (
+    Persist | Load | ReadCommits | ReadRows | Send | Disconnect | Reply | Query | Run | Stop | Restart | Notify
+)

@@ -258,6 +258,20 @@ class RightsInherited(NamedTuple):
     region: str
 
 
+class Reissued(NamedTuple):
+    """Commits `first` to `last` of a writer of the author's own region count as stamped when this event was.
+
+    That writer's clock was far ahead; its own stamps say nothing. Its commits are applied behind this event, each event
+    of them under its own name, in the place of this one (`log.reissues`, docs/decisions/0018).
+    """
+
+    closed: str  # the writer: it writes no more
+    first: int
+    last: int
+    late: tuple[tuple[int, int], ...]  # sorted (number, index): successes in there that their region has undone
+    tasks: tuple[TaskId, ...]  # sorted: those that these commits touch
+
+
 class Decided(NamedTuple):
     """A majority had this success while the lease of its attempt was valid: no newer claim can shut it out."""
 
@@ -289,7 +303,7 @@ TaskEvent: TypeAlias = (
 )
 MemberEvent: TypeAlias = MembersChanged | FinalHeads
 LimitEvent: TypeAlias = LimitSet | RightsMinted | RightsMoved | RightsBurned | RightsInherited
-Event: TypeAlias = TaskEvent | DocumentUpdated | Declared | WriterOpened | MemberEvent | LimitEvent | Unknown
+Event: TypeAlias = TaskEvent | DocumentUpdated | Declared | WriterOpened | MemberEvent | LimitEvent | Reissued | Unknown
 
 KINDS: Final[dict[int, type[Any]]] = {
     1: Submitted,
@@ -316,6 +330,7 @@ KINDS: Final[dict[int, type[Any]]] = {
     24: RightsMoved,
     25: RightsBurned,
     26: RightsInherited,
+    27: Reissued,
     30: Decided,
 }
 KIND_OF: Final = {record: kind for kind, record in KINDS.items()}
@@ -365,6 +380,7 @@ _SHAPES: Final[dict[int, tuple[tuple[type, ...], ...]]] = {
     24: ((bytes,), (str,), (int,)),
     25: ((bytes,), (int,)),
     26: ((bytes,), (str,)),
+    27: ((str,), (int,), (int,), (tuple,), (tuple,)),
     30: ((bytes,), (tuple,)),
 }
 # Every allowed sequence of exact types, spelled out: one set look-up checks a whole event.

@@ -12,7 +12,7 @@ waits costs its submission and little else. Tuples are rebuilt when they grow; a
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -132,6 +132,18 @@ class Facts:
         """Add everything that `other` knows. True when something of it was news."""
         news = [self.add(event_id, event) for event_id, event in other.events()]
         return any(news)
+
+    def read_through(self, lens: Callable[[EventId, TaskEvent], tuple[EventId, TaskEvent]]) -> bool:
+        """Take every fact for what `lens` says it is (`log.reissues`). True when that changed anything."""
+        before = list(self.events())
+        after = [lens(event_id, event) for event_id, event in before]
+        if after == before:
+            return False
+        fresh = Facts()
+        for event_id, event in after:
+            fresh.add(event_id, event)
+        self.submissions, self.attempts, self.rest = fresh.submissions, fresh.attempts, fresh.rest
+        return True
 
     def copy(self) -> Facts:
         """Facts of the same content that grow on their own."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from functools import lru_cache
-from typing import Final, NamedTuple, NewType
+from typing import Any, Final, NamedTuple, NewType
 
 RegionId = NewType("RegionId", str)
 WriterId = NewType("WriterId", str)
@@ -21,7 +21,8 @@ WorkerId = NewType("WorkerId", str)
 DEFAULT_DOMAIN: Final = Domain("default")
 TASK_ID_BYTES: Final = 16
 INCARNATION_EPOCH_S: Final = 1_735_689_600  # 2025-01-01
-INCARNATION_MAX: Final = 999_999_999  # nine digits in a writer's name
+# Of a clock that says 2053 or more: a writer's name has nine digits, and those above are for the starts that follow.
+INCARNATION_FLOOR_MAX: Final = 900_000_000
 
 _REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _WRITER = re.compile(r"([a-z0-9][a-z0-9-]{0,31})/([a-z0-9][a-z0-9-]{0,31})#([0-9]{1,9})-([0-9a-f]{16})")
@@ -43,8 +44,17 @@ class EventId(NamedTuple):
     def region(self) -> RegionId:
         return region_of(self.writer)
 
+    @property
+    def name(self) -> str:
+        """What this event is called for ever. Its stamp is no part of it: a commit may be re-issued under another."""
+        return f"{self.writer}:{self.number}.{self.index}"
+
+    def names(self, other: tuple[Any, ...] | None) -> bool:
+        """Whether `other`, an id as it stands in an event, is that of the same event, whatever its stamp."""
+        return other is not None and self[1:] == other[1:]
+
     def __str__(self) -> str:
-        return f"{self.writer}:{self.number}.{self.index}@{self.stamp}"
+        return f"{self.name}@{self.stamp}"
 
 
 AttemptId = EventId
@@ -64,7 +74,7 @@ def writer_id(region: str, node: str, incarnation: int, entropy: bytes) -> Write
 
 def incarnation_floor(wall_ms: int) -> int:
     """The least number of a start at this time: above those that a restored disk has forgotten (decision 0007)."""
-    return min(max(1, wall_ms // 1_000 - INCARNATION_EPOCH_S), INCARNATION_MAX)
+    return min(max(1, wall_ms // 1_000 - INCARNATION_EPOCH_S), INCARNATION_FLOOR_MAX)
 
 
 def is_writer(text: str) -> bool:
@@ -111,5 +121,5 @@ def keyed_task_id(namespace: str, name: str, key: str, generation: int) -> TaskI
 
 def compensation_id(task: TaskId, attempt: AttemptId, effect_key: bytes | None = None) -> TaskId:
     """The id of the task that undoes an attempt, or one effect recorded after that attempt's end."""
-    parts = [b"undo", task, str(attempt).encode()]
+    parts = [b"undo", task, EventId(*attempt).name.encode()]
     return derived_id(*parts) if effect_key is None else derived_id(*parts, effect_key)

@@ -154,7 +154,7 @@ class Intake:
             here.fold(EventId(commit.stamp, commit.writer, commit.number, index), event)
         here.log.mark_applied(commit)
         here.reform()
-        here.clock.observe(commit.stamp, here.now)
+        here.clock.observe(here.reissues.stamp(commit.writer, commit.number, commit.stamp), here.now)
         here.note(commit)
         self._folded(commit)
 

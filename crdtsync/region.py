@@ -6,7 +6,7 @@ folded into memory at once; nobody outside hears of it before it is durable (see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from crdtsync.clock import HybridClock, Now
@@ -25,6 +25,7 @@ from crdtsync.events import (
     Event,
     FinalHeads,
     MembersChanged,
+    Reissued,
     WriterOpened,
 )
 from crdtsync.identifiers import DEFAULT_DOMAIN, Domain, EventId, RegionId, TaskId, WriterId, node_of, region_of
@@ -32,12 +33,13 @@ from crdtsync.log.caps import Caps
 from crdtsync.log.commit import Commit
 from crdtsync.log.domain_log import DomainLog
 from crdtsync.log.heads import Heads
+from crdtsync.log.reissues import Reissues
 from crdtsync.log.stability import Stability
 from crdtsync.outbox import Outbox
 from crdtsync.protocol import codec
 from crdtsync.scheduling.timers import Timers
 from crdtsync.settings import Settings
-from crdtsync.tasks import Task, TaskTable
+from crdtsync.tasks import Task, TaskTable, tasks_of
 
 EVENTS_PER_COMMIT_MAX: Final = 1_000  # a commit is read, checked and sent as one piece
 COMMIT_BYTES_MAX: Final = 2 * 2**20  # of payloads and results in one commit, roughly
@@ -64,7 +66,8 @@ class RegionState:
         self.restoring = True  # what the disk holds is being folded: nobody is capped anew before that is done
         self.log = DomainLog(self.domain, writer, max_skew_ms=settings.max_skew_ms, members=self.membership.believed)
         self.stability = Stability(self.membership.counted)
-        self.table = TaskTable(self.domain)
+        self.reissues = Reissues()
+        self.table = TaskTable(self.domain, self.reissues)
         self.documents = DocumentShelf(writer)
         self.outbox = Outbox()
         self.timers = Timers()
@@ -132,8 +135,7 @@ class RegionState:
     def note(self, commit: Commit) -> None:
         """Remember which tasks a commit touched, for the day on which it is stable."""
         # Each once, and in the order of the events: they are visited in this order.
-        touched = dict.fromkeys(event.task for event in commit.events if type(event) in TASK_EVENTS)  # type: ignore[union-attr]
-        self.touched_by.append((commit.writer, commit.number, tuple(touched)))
+        self.touched_by.append((commit.writer, commit.number, tasks_of(commit.events)))
 
     @property
     def unsaved(self) -> bool:
@@ -141,6 +143,8 @@ class RegionState:
 
     def fold(self, event_id: EventId, event: Event) -> None:
         """Let one event, ours or foreign, take effect in memory."""
+        if self.reissues:
+            event_id, event = self.reissues.fact(event_id, event)
         kind = type(event)
         if kind in TASK_EVENTS:
             if event.task not in self.table.damaged:  # type: ignore[union-attr]
@@ -156,6 +160,9 @@ class RegionState:
             region = region_of(event_id.writer)
             if region not in known or known[region][0] < event_id:
                 known[region] = (event_id, event)
+        elif isinstance(event, Reissued):
+            if self.reissues.add(event_id, event):
+                self._reissue([event])
         elif isinstance(event, DocumentUpdated):
             self.documents.apply((self.domain, event.task, event.name), event_id, event.update)
         elif isinstance(event, MembersChanged | FinalHeads):
@@ -163,6 +170,34 @@ class RegionState:
                 self.roster_changed()
         elif isinstance(event, WriterOpened) and node_of(event_id.writer) == node_of(self.writer):
             self.writers[event_id.writer] = event
+
+    def _reissue(self, events: Iterable[Reissued]) -> None:
+        """What these re-issue takes its new place: at once where it was folded before, else when it is applied."""
+        self.outbox.next.meta[f"reissues/{self.domain}"] = self.reissues.export()
+        for event in events:
+            self.log.release(WriterId(event.closed), event.last)
+            self.table.read_again(event.tasks)
+            for what in ("log.far_ahead", "log.held_back"):
+                self.calm(what, writer=event.closed)
+        for old, new in self.limits.read_again(self.reissues.id):
+            self.table.digest.replace(old, new)
+        for known in self.declared.values():
+            for region, (event_id, declared) in known.items():
+                known[region] = (self.reissues.id(event_id), declared)
+        self.recalled = [(self.reissues.id(event_id), claim) for event_id, claim in self.recalled]
+
+    def restore_reissues(self, meta: Mapping[str, bytes]) -> None:
+        """What was re-issued, as the disk knows it. Call once the log is restored, before any commit or row."""
+        state = meta.get(f"reissues/{self.domain}")
+        if state:
+            for event in self.reissues.join(state):
+                self.log.release(WriterId(event.closed), event.last)
+
+    def join_reissues(self, state: bytes) -> None:
+        """What a peer whose snapshot is adopted knows of it. Raises RemoteProtocolError."""
+        news = self.reissues.join(state)
+        if news:
+            self._reissue(news)
 
     def _recall(self, event_id: EventId, event: Claimed) -> None:
         """Note a start of this region that this incarnation did not make, if a rate may still count it."""
@@ -302,8 +337,11 @@ class RegionState:
         return self._token
 
     def stable(self, event: EventId) -> bool:
-        """Whether every member has the commit of this event."""
-        return self.stability.stable().has(event.writer, event.number)
+        """Whether every member has the commit of this event, and knows where it stands if it was re-issued."""
+        stable = self.stability.stable()
+        if self.reissues:
+            return all(stable.has(*at) for at in self.reissues.rests_on(event.writer, event.number))
+        return stable.has(event.writer, event.number)
 
 
 ALARMS_MAX: Final = 1_000

@@ -25,6 +25,7 @@ from typing import Any, Final
 from crdtsync import undoing
 from crdtsync.clock import Now, stamp_ms
 from crdtsync.clock_watch import ClockWatch, Verdict
+from crdtsync.commands import ShowClock, Status
 from crdtsync.coordination.decisions import Decisions
 from crdtsync.coordination.exclusive import Exclusive
 from crdtsync.coordination.sessions import Sessions
@@ -42,6 +43,7 @@ from crdtsync.loader import Loader
 from crdtsync.neighbours import Neighbours
 from crdtsync.records import Records
 from crdtsync.region import RegionState
+from crdtsync.reissuing import Intent, Reissuing
 from crdtsync.requests import Requests
 from crdtsync.rows import Rows
 from crdtsync.scheduling.dispatch import Dispatcher
@@ -57,6 +59,7 @@ from crdtsync.watchers import Watchers
 from crdtsync.worker_requests import WorkerRequests
 from crdtsync.workflow.dependencies import Dependencies
 
+LOOKING: Final = frozenset((ShowClock, Status))  # answered also while the node repairs its log
 QUEUED_MAX: Final = 10_000  # commands that may wait until the log is folded after a start
 TIMERS_PER_TURN: Final = 1_000
 PAUSE_MS: Final = 2_000  # inputs further apart: the process was stopped, or the machine slept
@@ -91,6 +94,9 @@ class Replica:
     ) -> None:
         meta = meta or {}
         bound = int.from_bytes(meta.get("clock", b""), "big")
+        intent = Intent.of(meta)
+        if intent is not None and stamp_ms(bound) > now.wall_ms + settings.max_skew_ms:
+            bound = 0  # stamps of a clock that was far ahead: they are about to be replaced
         here = self._here = RegionState(settings, writer, now, clock_bound=bound)
         self.settings = settings
         self.writer = writer
@@ -191,6 +197,13 @@ class Replica:
             calm=here.calm,
             notify=here.notify,
         )
+        self._reissuing = Reissuing(
+            here,
+            self._loader.require,
+            judgement=lambda: self._clock_watch.judgement,
+            open_writer=self._write_opening,
+            intent=intent,
+        )
         self._sessions = Sessions(here, self.leases, self._requests.reply, self._requests.refuse)
         self._desk = Desk(
             here,
@@ -204,6 +217,7 @@ class Replica:
             ready=self._ready,
             clock_watch=self._clock_watch,
             sessions=self._sessions,
+            reissuing=self._reissuing,
         )
         self._started = False
         self._folded = False  # everything that the disk held at start is folded
@@ -293,12 +307,16 @@ class Replica:
         return not self._clock_watch.stopped
 
     def _open_writer(self) -> None:
+        self._opened = self._here.stamps = True
+        self._write_opening()
+
+    def _write_opening(self) -> None:
         """The first commit of this incarnation: which of ours it follows (rules.md, Incarnation)."""
         here = self._here
-        own = [w for w in here.log.applied if node_of(w) == node_of(self.writer)]
+        known = here.log.have if self._reissuing.pending else here.log.applied
+        own = [w for w in known if node_of(w) == node_of(self.writer)]
         last = max(own, key=lambda w: (incarnation_of(w), w), default=None)
-        self._opened = here.stamps = True
-        opened = here.write(WriterOpened(last or "", here.log.applied[last] if last else 0, 0))
+        opened = here.write(WriterOpened(last or "", known[last] if last else 0, 0))
         self._neighbours.opened(frozenset(own), opened.stamp)
         self._duties.first_own_stamp = opened.stamp
         here.seal()
@@ -342,7 +360,7 @@ class Replica:
         that came together: a turn costs as much as what most commands do.
         """
         self._at(now)
-        if not self._answers:
+        if not self._answers and not (self._folded and type(command) in LOOKING):
             if len(self._queue) >= QUEUED_MAX:
                 error = OverloadedError("the node is still reading its log: ask again in a moment")
                 self._here.urgent(Reply(ticket, None, error.record()))
@@ -394,7 +412,8 @@ class Replica:
         if damaged is not None:
             self._intake.damaged(*damaged)
         found = list(blobs)
-        if not self._intake.commits_read(token, found) and not self._settlement.commits_read(token, found):
+        parts = (self._intake, self._settlement, self._reissuing)
+        if not any(part.commits_read(token, found) for part in parts):
             self._neighbours.gossip.commits_read(token, found, now)
         self._run()
 
@@ -528,6 +547,8 @@ class Replica:
     @property
     def _answers(self) -> bool:
         """Whether commands are dealt with by now: also where they will be refused, and where reading is all there is."""
+        if self._reissuing.pending:
+            return False  # what is here is not yet what it will be
         return self._opened or (self._folded and (self._clock_watch.stopped or not self._here.is_member))
 
     def _is_turn_due(self) -> bool:
@@ -559,7 +580,7 @@ class Replica:
             self._here.deriving = self._here.restoring = False
             self._here.reform()
             self._neighbours.start()
-        if self._folded:
+        if self._folded and self._may_go_on():
             if not self._opened and self._here.is_member and self._may_open():
                 self._open_writer()
             while self._queue and self._answers:
@@ -589,6 +610,18 @@ class Replica:
                 self._more |= self._here.table.has_touched
             self._more |= self._dispatcher.could_go_on
         self._drain_notes()
+
+    def _may_go_on(self) -> bool:
+        """Whether nothing has to be repaired first. Its end is the start of this incarnation's ordinary life."""
+        if not self._reissuing.pending:
+            return True
+        if not self._here.is_member or not self._reissuing.advance():
+            return False
+        self._opened = self._here.stamps = not self._clock_watch.stopped
+        self._duties.first_own_stamp = self._here.clock.tick(self._here.now)
+        self._here.table.touch_all()
+        self._duties.review_touched()  # before workers are heard: what they run is known by its new place
+        return True
 
     def _drain_notes(self) -> None:
         here = self._here

@@ -303,10 +303,12 @@ class Rows:
         here = self._here
         documents = tuple((row.task, row.name, row.state) for row in here.documents.rows(here.domain))
         state: tuple[Any, ...] = (FOLD_VERSION, self._floor_state(), self._declared(), documents)
-        if len(here.limits) or here.roster:  # then every member knows of limits, and of who comes and goes
+        if len(here.limits) or here.roster or here.reissues:  # then every member knows of all three
             state = (*state, here.limits.export())
-        if here.roster:
+        if here.roster or here.reissues:
             state = (*state, here.roster.to_wire())
+        if here.reissues:
+            state = (*state, here.reissues.export())
         return codec.encode(state)
 
     def adopt(self, state: bytes) -> None:
@@ -317,13 +319,15 @@ class Rows:
         """
         here = self._here
         plain: Any = codec.decode(state, bytes_max=FOLD_BYTES_MAX)
-        if type(plain) is not tuple or len(plain) not in (4, 5, 6) or plain[0] != FOLD_VERSION:
+        if type(plain) is not tuple or len(plain) not in (4, 5, 6, 7) or plain[0] != FOLD_VERSION:
             raise CorruptLogError("a peer's snapshot has another form than this version's")
         _, floor, declared, documents, *more = plain
         if more:
             self._join_limits(more[0])
         if more[1:]:
             here.join_roster(more[1])
+        if more[2:]:
+            here.join_reissues(more[2])
         for event_id, event in self._declarations(declared):
             here.fold(event_id, event)
         for task, name, content in documents:
@@ -355,7 +359,7 @@ class Rows:
             here.deriving = True
             here.outbox.next.meta[f"fold/{here.domain}"] = DERIVING
             here.log.restore((1, here.domain, ()), evidence)
-            return
+            return  # what was re-issued is found again in the log, which is whole
         if f"digest/{here.domain}" in meta:
             self.digest = Digest(meta[f"digest/{here.domain}"])
             here.table.digest = Digest(meta[f"digest/{here.domain}"])
@@ -367,10 +371,12 @@ class Rows:
         if packed is None:
             if evidence:
                 here.log.restore((1, here.domain, ()), evidence)
+            here.restore_reissues(meta)
             return
         fold: Any = codec.decode(packed, bytes_max=FOLD_BYTES_MAX)
         _, state, visited, declared, writers, acks, shape = fold
         here.log.restore(state, evidence)
+        here.restore_reissues(meta)
         self.folded = here.log.applied
         self._visited = dict(visited)
         self._settlement.restore(dict(visited))

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from crdtsync import undoing
-from crdtsync.events import TASK_EVENTS
 from crdtsync.history import Facts
 from crdtsync.identifiers import TASK_ID_BYTES, TaskId, WriterId
 from crdtsync.log.commit import decode_commit
 from crdtsync.log.heads import Heads
 from crdtsync.region import RegionState
-from crdtsync.tasks import Task
+from crdtsync.tasks import Task, tasks_of
 
 REMEMBERED_MAX: Final = 50_000  # task ids of recent commits kept in memory, all writers together
 VISITS_PER_TURN: Final = 1_000  # tasks visited per turn, so that a heal never holds the loop
@@ -129,8 +128,7 @@ class Settlement:
         run: list[tuple[int, bytes]] = []
         for blob in blobs:
             commit = decode_commit(blob)
-            touched = {event.task for event in commit.events if type(event) in TASK_EVENTS}  # type: ignore[union-attr]
-            run.append((commit.number, b"".join(sorted(touched))))
+            run.append((commit.number, b"".join(sorted(tasks_of(commit.events)))))
         recent = self._remembered.setdefault(writer, deque())
         if recent and run and recent[0][0] <= run[-1][0]:
             run = [entry for entry in run if entry[0] < recent[0][0]]

@@ -10,15 +10,16 @@ however often it changed. A region alone asks for none, so it hashes a task when
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from crdtsync.effects import TaskRow
-from crdtsync.events import TASK_EVENTS, TaskEvent
+from crdtsync.events import TASK_EVENTS, Reissued, TaskEvent
 from crdtsync.history import Facts
 from crdtsync.identifiers import Domain, EventId, TaskId
 from crdtsync.log.bloom import KnownIds
 from crdtsync.log.digest import Digest
+from crdtsync.log.reissues import Reissues
 from crdtsync.resolve import grown, resolve
 from crdtsync.task_view import ENDED, TaskState, TaskView, view_hash
 
@@ -72,10 +73,11 @@ class Task:
 
 
 class TaskTable:
-    def __init__(self, domain: Domain) -> None:
+    def __init__(self, domain: Domain, reissues: Reissues | None = None) -> None:
         self.domain = domain
         self._digest = Digest()
         self._unhashed: dict[TaskId, Task] = {}  # whose share of the digest is out of date; all of them are dirty
+        self.reissues = Reissues() if reissues is None else reissues  # an empty one is false
         self.known = KnownIds()
         self._tasks: dict[TaskId, Task] = {}
         self._dirty: dict[TaskId, None] = {}
@@ -122,6 +124,13 @@ class TaskTable:
             if view is not None:
                 task.view, task.state = view, view.state
         return task
+
+    def read_again(self, tasks: Iterable[TaskId]) -> None:
+        """Commits of these tasks were re-issued: what was folded under their old stamps takes its new place."""
+        for id in tasks:
+            task = self._tasks.get(id)
+            if task is not None and task.facts.read_through(self.reissues.fact):
+                self._changed(task)
 
     def _changed(self, task: Task) -> None:
         task.view = None
@@ -243,6 +252,8 @@ class TaskTable:
                 self._changed(task)
         elif task.facts.join(facts):
             self._changed(task)
+        if self.reissues and task.facts.read_through(self.reissues.fact):  # its row is from before
+            self._changed(task)
         return task
 
     def evict(self, task: Task) -> None:
@@ -253,6 +264,17 @@ class TaskTable:
         self._touched.pop(task.id, None)
 
 
-def ids_needed(events: Iterable[object]) -> set[TaskId]:
+def tasks_of(events: Sequence[object]) -> tuple[TaskId, ...]:
+    """The tasks that these events are about, each once, in the order of the events: so they are visited."""
+    found: dict[TaskId, None] = {}
+    for event in events:
+        if type(event) in TASK_EVENTS:
+            found[event.task] = None  # type: ignore[attr-defined]
+        elif type(event) is Reissued:
+            found.update(dict.fromkeys(event.tasks))
+    return tuple(found)
+
+
+def ids_needed(events: Sequence[object]) -> set[TaskId]:
     """The tasks whose facts must be in memory before these events are folded."""
-    return {event.task for event in events if type(event) in TASK_EVENTS}  # type: ignore[attr-defined]
+    return set(tasks_of(events))

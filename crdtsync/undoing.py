@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from crdtsync.events import Checkpointed
 from crdtsync.history import AttemptFacts, Facts
 from crdtsync.identifiers import AttemptId, EventId, RegionId, TaskId, WriterId, compensation_id, derived_id, region_of
 from crdtsync.task_view import ENDED, AttemptState, AttemptView, TaskState, TaskView
 
+Inputs: TypeAlias = tuple[tuple[TaskId, AttemptId], ...]
 Stable = Callable[[EventId], bool]  # whether every member has the commit of this event
 
 
@@ -147,7 +148,7 @@ def first_records(view: TaskView) -> dict[bytes, AttemptId]:
 def effect_key(task: TaskId, root: AttemptId, name: str) -> bytes:
     """The key under which a sink meets an effect: the same for a retry after a crash, another one for an
     attempt that runs at the same time on the other side (rules.md, Effect key)."""
-    return derived_id(b"effect", task, str(EventId(*root)).encode(), name.encode())
+    return derived_id(b"effect", task, EventId(*root).name.encode(), name.encode())
 
 
 def shared_root(inputs: tuple[tuple[TaskId, AttemptId], ...]) -> AttemptId:
@@ -159,7 +160,7 @@ def shared_root(inputs: tuple[tuple[TaskId, AttemptId], ...]) -> AttemptId:
     """
     digest = hashlib.blake2b(digest_size=6)
     for task, attempt in inputs:
-        digest.update(task + str(EventId(*attempt)).encode())
+        digest.update(task + EventId(*attempt).name.encode())
     return EventId(0, _NOBODY, 0, int.from_bytes(digest.digest(), "big") if inputs else 0)
 
 
@@ -208,12 +209,17 @@ def effect_root(facts: Facts, attempt: AttemptId) -> AttemptId:
     return root
 
 
-def continuation(view: TaskView, inputs: tuple[tuple[TaskId, AttemptId], ...]) -> AttemptView | None:
+def continuation(view: TaskView, inputs: Inputs) -> AttemptView | None:
     """The attempt that a claim with these inputs continues: the newest one with the same, if any."""
     for attempt in reversed(view.attempts):
-        if attempt.counts and attempt.inputs == inputs and attempt.state is not AttemptState.OK:
+        if attempt.counts and same_inputs(attempt.inputs, inputs) and attempt.state is not AttemptState.OK:
             return attempt
     return None
+
+
+def same_inputs(one: Inputs, other: Inputs) -> bool:
+    """Whether two claims run on the same attempts of their parents, each of which may have been re-issued since."""
+    return one == other or [(task, attempt[1:]) for task, attempt in one] == [(t, a[1:]) for t, a in other]
 
 
 def inherited_effects(facts: Facts, continued: AttemptId) -> tuple[Effect, ...]:

@@ -122,14 +122,14 @@ class WorkerRequests:
             self._declare_all(command)
         stop: list[AttemptId] = []
         for ref in command.running:
-            attempt = EventId(*ref)  # type: ignore[arg-type]
+            attempt = self._named(ref)
             task_id = self._dispatcher.task_of(attempt)
             held = None if task_id is None else here.table.get(task_id)
             if held is not None and attempt in here.table.view(held).open_attempts:
-                self._workers.adopt(worker, attempt, held.id)
+                self._workers.adopt(worker, attempt, held.id, EventId(*ref))  # type: ignore[arg-type]
                 here.timers.cancel(("orphan", attempt))
             else:
-                stop.append(attempt)
+                stop.append(EventId(*ref))  # type: ignore[arg-type]
         here.timers.cancel(("worker", worker.id))
         self._expect(worker.id)
         reply = {
@@ -142,7 +142,7 @@ class WorkerRequests:
         for attempt in worker.running:
             reason = self._workers.running[attempt].stop
             if reason:  # it was asked to stop while nobody was there to be told
-                here.emit(Stop(worker.id, attempt, reason))
+                here.emit(Stop(worker.id, self._workers.told(attempt), reason))
         if here.stamps:
             self._assign_again(command)
         else:
@@ -157,7 +157,7 @@ class WorkerRequests:
     def _assign_again(self, command: c.WorkerHello) -> None:
         worker = self._workers.get(WorkerId(command.worker))
         if worker is not None:
-            self._dispatcher.assign_again(worker, frozenset(EventId(*ref) for ref in command.running))  # type: ignore[arg-type]
+            self._dispatcher.assign_again(worker, frozenset(map(self._named, command.running)))
 
     def _declared(self, app: str, task: c.TaskDeclaration) -> Declared:
         """The fact that declares a task. Raises InvalidRequestError if others could not read it."""
@@ -195,12 +195,12 @@ class WorkerRequests:
             return
         worker.heard_ms = self._here.now.mono_ms
         for ref, progress in command.progress:
-            running = self._workers.running.get(EventId(*ref))  # type: ignore[arg-type]
+            running = self._workers.running.get(self._named(ref))
             if running is not None:
                 running.progress = progress[:PROGRESS_CHARS_MAX]
         self._expect(worker.id)
         left_ms = {attempt: self._dispatcher.lease_left_ms(attempt) for attempt in worker.running}
-        leases = [(tuple(attempt), left) for attempt, left in left_ms.items() if left]
+        leases = [(tuple(self._workers.told(attempt)), left) for attempt, left in left_ms.items() if left]
         self._reply(ticket, {"leases": leases} if leases else {})
 
     def _expect(self, worker: WorkerId) -> None:
@@ -251,9 +251,13 @@ class WorkerRequests:
 
     # Attempts ----------------------------------------------------------------------------------
 
+    def _named(self, ref: c.AttemptRef) -> AttemptId:
+        """The attempt that a worker means, which may have been re-issued since it was assigned."""
+        return self._here.reissues.id(ref)
+
     def _with(self, ref: c.AttemptRef, ticket: Any, then: Callable[[Task, AttemptId], Any]) -> None:
         """Answer `ticket` with what `then` makes of the attempt and its task, loaded if it left memory."""
-        attempt = EventId(*ref)  # type: ignore[arg-type]
+        attempt = self._named(ref)
 
         def run() -> None:
             task = None if task_id is None else self._here.table.get(task_id)

@@ -34,6 +34,7 @@ from crdtsync.effects import (
     ReadCommits,
     ReadRows,
     Reply,
+    Restart,
     Run,
     Send,
     Stop,
@@ -302,6 +303,9 @@ class Driver:
                 self._outlets.stop_attempt(worker, attempt, reason)
             case Disconnect(peer, reason):
                 self._outlets.disconnect(peer, reason)
+            case Restart(reason):
+                self._discard(OverloadedError(f"the node starts anew ({reason}): ask again in a moment"))
+                self._log.warning("the node starts anew", reason=reason)
             case Notify():
                 self._notify(effect)
 
@@ -390,16 +394,22 @@ class Driver:
 
     def _fail(self, error: BaseException) -> None:
         """Discard the replica; the loop builds a new one."""
-        if self._failure is not None or self._stopped:
+        if not self._discard(StorageError(f"the node could not go on ({error}) and reloads its state: ask again")):
             return
-        self._failure = error
+        expected = isinstance(error, StorageError)
+        self._log.error("state discarded, reloading from disk", reason=str(error), exc_info=None if expected else error)
+
+    def _discard(self, told: CrdtSyncError) -> bool:
+        """End the replica, and everybody's connection; the loop builds another one. False if that is under way."""
+        if self._failure is not None or self._stopped:
+            return False
+        self._failure = told
         self._replica = None
         self._generation += 1
         self.counters["node.reloads"] += 1
-        expected = isinstance(error, StorageError)
-        self._log.error("state discarded, reloading from disk", reason=str(error), exc_info=None if expected else error)
-        self._outlets.reset(StorageError(f"the node could not go on ({error}) and reloads its state: ask again"))
+        self._outlets.reset(told)
         self._changed.set()
+        return True
 
     async def _rebuild(self) -> None:
         await self._idle.wait()

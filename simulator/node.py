@@ -136,6 +136,7 @@ class Node:
             e.Reply: self._reply,
             e.Run: self._run,
             e.Stop: self._stop,
+            e.Restart: self._restart,
             e.Notify: self._notify,
         }
 
@@ -556,6 +557,13 @@ class Node:
         guest = self.workers.get(effect.worker)
         if guest is not None:
             self._kernel.after(LOCAL_US, guest.asked_to_stop, effect.attempt, effect.reason, seq)
+
+    def _restart(self, effect: e.Restart) -> None:
+        """As the driver: the replica asks for another incarnation, built from disk."""
+        self._trace.add("node.failed", self.name, self.name, (effect.reason,), self._causes())
+        self._end(effect.reason, silent=False)
+        self._crash_disk(self._cause, power=False)
+        self._kernel.after(RELOAD_US_MIN, self._build, self.life, self._cause)
 
     def _notify(self, effect: e.Notify) -> None:
         self.notices.append(effect)

@@ -127,10 +127,12 @@ class Node:
 
     def pump(self) -> None:
         assert self.replica is not None
-        effects = self.replica.take_effects()
+        life, effects = self.life, self.replica.take_effects()
         while effects:
             for effect in effects:
                 self.carry_out(effect)
+                if self.life != life:
+                    return  # it asked for another incarnation, which has begun
             effects = self.replica.take_effects()
         due = self.replica.next_deadline_ms()
         if due is not None:
@@ -175,6 +177,9 @@ class Node:
             case e.Stop(worker, attempt, reason):
                 if worker in self.workers:
                     self.workers[worker].stop(attempt, reason)
+            case e.Restart(reason):
+                self.reloads.append(reason)
+                cluster.reload(self.region)
             case e.Notify():
                 self.notices.append(effect)
 

@@ -25,6 +25,7 @@ from crdtsync.events import (
     Offered,
     Options,
     PriorityEdited,
+    Reissued,
     Requeued,
     RightsBurned,
     RightsInherited,
@@ -204,6 +205,20 @@ events: st.SearchStrategy[Any] = st.one_of(
     st.builds(RightsMoved, ids, writers, counts),
     st.builds(RightsBurned, ids, counts),
     st.builds(RightsInherited, ids, regions),
+    st.builds(
+        lambda closed, first, more, late, tasks: Reissued(
+            closed,
+            first,
+            first + more,
+            tuple(sorted({(first + n % (more + 1), i) for n, i in late})),
+            tuple(sorted(tasks)),
+        ),
+        writers,
+        st.integers(1, 99),
+        st.integers(0, 99),
+        st.sets(st.tuples(st.integers(0, 99), st.integers(0, 99)), max_size=3),
+        st.sets(ids, max_size=3),
+    ),
     st.builds(Unknown, st.integers(1_000, 65_535), st.lists(plain, max_size=3).map(tuple)),
 )
 

@@ -21,7 +21,7 @@ again changes nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from crdtsync.errors import RemoteProtocolError
@@ -34,7 +34,7 @@ from crdtsync.scheduling.placement import rendezvous_order
 
 LIMITS_MAX: Final = 1_000  # in a cluster: each is looked at whenever rights may move
 AMOUNT_MAX: Final = 1_000_000
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 
 Setting = tuple[EventId, LimitSet]
 
@@ -76,7 +76,7 @@ class Ledger:
 class Limit:
     """The facts about one limit. Pure: it never says what may be done, only what was."""
 
-    __slots__ = ("_held", "apps", "first", "id", "inherited", "latest", "ledgers", "share")
+    __slots__ = ("_heirs", "_held", "_said", "apps", "first", "id", "inherited", "latest", "ledgers", "share")
 
     def __init__(self, id: bytes) -> None:
         self.id = id
@@ -85,6 +85,9 @@ class Limit:
         self.apps: dict[tuple[RegionId, str], Setting] = {}  # the latest of each app by region: what it said last
         self.ledgers: dict[WriterId, Ledger] = {}
         self.inherited: dict[RegionId, tuple[EventId, RegionId]] = {}  # of whom, by whom; the earliest counts
+        # What these are found among. By region, since re-issuing moves what a region wrote, and keeps it in its order.
+        self._said: dict[RegionId, tuple[Setting, Setting]] = {}  # its first and its latest
+        self._heirs: dict[tuple[RegionId, RegionId], EventId] = {}  # (of whom, by whom)
         self.share = NOTHING  # of the state digest
         self._held: dict[RegionId, int] | None = None
 
@@ -115,11 +118,14 @@ class Limit:
 
     def _set(self, setting: Setting) -> bool:
         id, event = setting
-        changed = False
+        first, latest = self._said.get(id.region, (setting, setting))
+        said = (min(first, setting), max(latest, setting))
+        changed = self._said.get(id.region) != said
+        self._said[id.region] = said
         if self.latest is None or id > self.latest[0]:
-            self.latest, changed = setting, True
+            self.latest = setting
         if self.first is None or id < self.first[0]:
-            self.first, changed = setting, True
+            self.first = setting
         if event.origin != "operator":
             app = (id.region, event.origin)
             if app not in self.apps or id > self.apps[app][0]:
@@ -127,19 +133,38 @@ class Limit:
         return changed
 
     def _inherit(self, region: RegionId, heir: tuple[EventId, RegionId]) -> bool:
-        if region in self.inherited and self.inherited[region][0] <= heir[0]:
+        id, by = heir
+        known = self._heirs.get((region, by))
+        if known is not None and known <= id:
             return False
-        self.inherited[region] = heir
+        self._heirs[region, by] = id
+        if region not in self.inherited or id < self.inherited[region][0] or by == self.inherited[region][1]:
+            self.inherited[region] = heir
         return True
+
+    def read_again(self, read: Callable[[EventId], EventId]) -> bool:
+        """Events were re-issued: of those kept here by their ids the order is that of their new places."""
+        before = (self._said, self.apps, self._heirs)
+        settings, heirs = self._settings(), self._heirs
+        self.latest = self.first = None
+        self.apps, self._said, self._heirs, self.inherited = {}, {}, {}, {}
+        for id, event in settings:
+            self._set((read(id), event))
+        for (region, by), id in heirs.items():
+            self._inherit(region, (read(id), by))
+        return before != (self._said, self.apps, self._heirs)
+
+    def _settings(self) -> list[Setting]:
+        """All that are kept, each once, in the order of their places."""
+        return sorted({*(setting for said in self._said.values() for setting in said), *self.apps.values()})
 
     def join(self, other: Limit) -> bool:
         """Take in all that `other` knows. Whether anything was news."""
         changed = False
-        for setting in (other.latest, other.first, *other.apps.values()):
-            if setting is not None:
-                changed |= self._set(setting)
-        for region, heir in other.inherited.items():
-            changed |= self._inherit(region, heir)
+        for setting in other._settings():
+            changed |= self._set(setting)
+        for (region, by), id in other._heirs.items():
+            changed |= self._inherit(region, (id, by))
         for writer, ledger in other.ledgers.items():
             mine = self.ledgers.get(writer)
             if mine is None or mine.place < ledger.place:
@@ -221,25 +246,22 @@ class Limit:
         """Equal facts give equal values, in whatever order they came."""
         return (
             self.id,
-            _plain_setting(self.latest),
-            _plain_setting(self.first),
-            tuple(_plain_setting(setting) for _, setting in sorted(self.apps.items())),
-            tuple((region, tuple(id), heir) for region, (id, heir) in sorted(self.inherited.items())),
+            tuple(map(_plain_setting, self._settings())),
+            tuple((region, tuple(id), by) for (region, by), id in sorted(self._heirs.items())),
             tuple((writer, ledger.to_plain()) for writer, ledger in sorted(self.ledgers.items())),
         )
 
     @classmethod
     def from_plain(cls, plain: Any) -> Limit:
         """Inverse of `to_plain`. Raises RemoteProtocolError."""
-        if type(plain) is not tuple or len(plain) != 6 or type(plain[0]) is not bytes:
+        if type(plain) is not tuple or len(plain) != 4 or type(plain[0]) is not bytes:
             raise RemoteProtocolError("a limit has another form")
-        id, latest, first, apps, inherited, ledgers = plain
+        id, settings, heirs, ledgers = plain
         limit = cls(id)
-        for setting in (latest, first, *apps):
-            if setting is not None:
-                limit._set(_setting(setting))
-        for region, by, heir in inherited:
-            limit.inherited[checked_region(region)] = (_event_id(by), checked_region(heir))
+        for setting in settings:
+            limit._set(_setting(setting))
+        for region, event_id, by in heirs:
+            limit._inherit(checked_region(region), (_event_id(event_id), checked_region(by)))
         for writer, ledger in ledgers:
             limit.ledgers[checked_writer(writer)] = Ledger.from_plain(ledger)
         return limit
@@ -249,8 +271,8 @@ class Limit:
         return hashlib.blake2b(codec.encode(self.to_plain()), digest_size=DIGEST_BYTES, person=b"limit").digest()
 
 
-def _plain_setting(setting: Setting | None) -> tuple[Any, ...] | None:
-    return None if setting is None else (tuple(setting[0]), plain_event(setting[1]))
+def _plain_setting(setting: Setting) -> tuple[Any, ...]:
+    return (tuple(setting[0]), plain_event(setting[1]))
 
 
 def _event_id(plain: Any) -> EventId:
@@ -297,6 +319,13 @@ class LimitTable:
         if isinstance(event, LimitSet):
             self._set()
         return self._noted(limit)
+
+    def read_again(self, read: Callable[[EventId], EventId]) -> list[tuple[bytes, bytes]]:
+        """See `Limit.read_again`. The shares of the digest that changed, old and new."""
+        changed = [self._noted(limit) for limit in self if limit.read_again(read)]
+        if changed:
+            self._set()
+        return changed
 
     def _set(self) -> None:
         self.settings += 1

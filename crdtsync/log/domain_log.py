@@ -111,6 +111,8 @@ class DomainLog:
         self._lost: dict[tuple[WriterId, int], None] = {}  # applied, and damaged on disk
         self._gaps = GapBuffer(limits.gap_commits_max, limits.gap_bytes_max)
         self._waiting_bytes = 0
+        self._released: dict[WriterId, int] = {}  # whose stamps count no more, up to which number: re-issued
+        self.apart = False  # whether what we write rests on nothing, for now: what re-issues must not wait for anybody
         self._alarms: list[Alarm] = []
         self._alarmed: set[tuple[str, WriterId]] = set()
 
@@ -184,12 +186,14 @@ class DomainLog:
             raise LocalProtocolError(f"{self.writer} is quarantined: restart this node as another incarnation")
         if stamp < stream.have_stamp:
             raise LocalProtocolError(f"stamp {stamp} goes back behind {stream.have_stamp}")
-        deps = [(w, self._applied[w], self._streams[w].applied_hash[:PREFIX_BYTES]) for w in sorted(self._changed)]
+        changed = [] if self.apart else sorted(self._changed)
+        deps = [(w, self._applied[w], self._streams[w].applied_hash[:PREFIX_BYTES]) for w in changed]
         number = self._have.get(self.writer, 0) + 1
         commit = seal(
             self.domain, self.writer, number, stamp=stamp, deps=deps, previous=stream.have_hash, events=events
         )
-        self._changed.clear()
+        if not self.apart:
+            self._changed.clear()
         self._advance_have(stream, commit)
         self._advance_applied(stream, commit)
         return commit
@@ -223,7 +227,7 @@ class DomainLog:
         if writer not in self._streams and len(self._streams) >= self.limits.writers_max:
             reason = f"more than {self.limits.writers_max} writers"
             return Received(Verdict.REFUSED, refusal=Refusal.OVERFLOW, reason=reason)
-        if self._is_far_ahead(commit, wall_ms):
+        if self._is_far_ahead(commit, wall_ms) and not self._is_released(commit):
             self._alarm_far_ahead(commit, wall_ms)
         return self._take_in(commit)
 
@@ -325,7 +329,7 @@ class DomainLog:
 
     def _obstacle(self, stream: _Stream, commit: Commit, wall_ms: int) -> Waiting | None:
         release_ms = (commit.stamp >> COUNTER_BITS) - self.max_skew_ms
-        if release_ms > wall_ms:
+        if release_ms > wall_ms and not self._is_released(commit):
             heappush(self._held, (release_ms, stream.writer))
             wait = Wait.STAMP
             if self._is_far_ahead(commit, wall_ms):
@@ -353,6 +357,31 @@ class DomainLog:
                 return Waiting(commit.writer, commit.number, Wait.BRANCH, (writer, number))
             stream.deps_met += 1
         return None
+
+    def release(self, writer: WriterId, upto: int) -> None:
+        """Commits of this writer were re-issued: their own stamps hold them back no more. Harmless to repeat."""
+        if upto > self._released.get(writer, 0):
+            self._released[writer] = upto
+            self._alarmed -= {("log.far_ahead", writer), ("log.held_back", writer)}
+            self._look_again(writer)
+
+    def released(self, writer: WriterId) -> int:
+        """Up to which number the commits of this writer were re-issued, 0 if none was."""
+        return self._released.get(writer, 0)
+
+    def ahead(self, wall_ms: int) -> tuple[WriterId, ...]:
+        """Writers of whom something was applied that is ahead of this time and was not re-issued, sorted."""
+        found = []
+        for writer, number in sorted(self._applied.items()):
+            ahead_ms = (self._streams[writer].applied_stamp >> COUNTER_BITS) - wall_ms
+            if ahead_ms > self.max_skew_ms and number > self._released.get(writer, 0):
+                found.append(writer)
+        return tuple(found)
+
+    def head_stamp(self, writer: WriterId) -> int:
+        """The stamp of the last commit that we have of this writer, 0 for none."""
+        stream = self._streams.get(writer)
+        return stream.have_stamp if stream is not None else 0
 
     def restrain(self, region: RegionId, heads: Heads, *, final: bool) -> None:
         """Follow a region that is being forgotten no further than `heads` (`log.caps`). Harmless to repeat."""
@@ -647,6 +676,9 @@ class DomainLog:
 
     def _is_far_ahead(self, commit: Commit, wall_ms: int) -> bool:
         return commit.stamp >> COUNTER_BITS > wall_ms + self.limits.max_hold_ms
+
+    def _is_released(self, commit: Commit) -> bool:
+        return commit.number <= self._released.get(commit.writer, 0)
 
     def _alarm_far_ahead(self, commit: Commit, wall_ms: int) -> None:
         ahead_ms = (commit.stamp >> COUNTER_BITS) - wall_ms

@@ -37,6 +37,7 @@ from crdtsync.events import (
     Offered,
     Options,
     PriorityEdited,
+    Reissued,
     Requeued,
     RightsBurned,
     RightsInherited,
@@ -77,6 +78,7 @@ _PARENT: Final = (bytes, bool)
 _INPUT: Final = (bytes, tuple)
 _UNDOES: Final = (bytes, tuple, bytes)
 _HEAD: Final = (str, int)
+_PLACE: Final = (int, int)
 
 _new: Final[Callable[..., Any]] = tuple.__new__  # a named tuple of checked fields, without another call in Python
 
@@ -101,7 +103,8 @@ def checked_region(text: str) -> RegionId:
     return RegionId(text)
 
 
-def _event_id(plain: Any) -> EventId:
+def checked_event_id(plain: Any) -> EventId:
+    """An id as it stands in an event. Raises RemoteProtocolError."""
     if type(plain) is not tuple or tuple(map(type, plain)) != _EVENT_ID:
         _bad("an event id is (stamp, writer, number, index)")
     stamp, writer, number, index = plain
@@ -132,7 +135,7 @@ def _options(plain: tuple[Any, ...]) -> Options:
 
 
 def _event_ids(plain: tuple[Any, ...]) -> tuple[EventId, ...]:
-    return tuple(map(_event_id, plain))
+    return tuple(map(checked_event_id, plain))
 
 
 def _pairs(plain: tuple[Any, ...], shape: tuple[type, ...], what: str) -> None:
@@ -158,13 +161,13 @@ def _inputs(plain: tuple[Any, ...]) -> tuple[Any, ...]:
     _pairs(plain, _INPUT, "inputs are (task, attempt) pairs")
     if any(len(task) != TASK_ID_BYTES for task, _ in plain):
         _bad("an input is not of a task id")
-    return tuple((task, _event_id(attempt)) for task, attempt in plain)
+    return tuple((task, checked_event_id(attempt)) for task, attempt in plain)
 
 
 def _undoes(plain: tuple[Any, ...]) -> tuple[Any, ...]:
     if tuple(map(type, plain)) != _UNDOES or len(plain[0]) != TASK_ID_BYTES:
         _bad("what is undone is (task, attempt, effect key)")
-    return (plain[0], _event_id(plain[1]), plain[2])
+    return (plain[0], checked_event_id(plain[1]), plain[2])
 
 
 def _task(task: bytes) -> None:
@@ -200,7 +203,7 @@ def _term_opened(e: Any) -> Event:
     _task(task)
     if term >> INT_BITS:
         _bad("no such term")
-    return TermOpened(task, term, None if offer is None else _event_id(offer))
+    return TermOpened(task, term, None if offer is None else checked_event_id(offer))
 
 
 def _offered(e: Any) -> Event:
@@ -214,7 +217,7 @@ def _offered(e: Any) -> Event:
 def _withdrawn(e: Any) -> Event:
     _, task, offer = e
     _task(task)
-    return Withdrawn(task, _event_id(offer))
+    return Withdrawn(task, checked_event_id(offer))
 
 
 def _claimed(e: Any) -> Event:
@@ -223,19 +226,19 @@ def _claimed(e: Any) -> Event:
     if term >> INT_BITS or token < 0:
         _bad("no such term or token")
     if continues is not None:
-        continues = _event_id(continues)
+        continues = checked_event_id(continues)
     if relies:
         relies = _event_ids(relies)
     if inputs:
         inputs = _inputs(inputs)
-    event: Claimed = _new(Claimed, (task, term, _event_id(submission), continues, ended, relies, inputs, token))
+    event: Claimed = _new(Claimed, (task, term, checked_event_id(submission), continues, ended, relies, inputs, token))
     return event
 
 
 def _effect_recorded(e: Any) -> Event:
     _, task, attempt, name, key, result = e
     _task(task)
-    event: EffectRecorded = _new(EffectRecorded, (task, _event_id(attempt), name, key, result))
+    event: EffectRecorded = _new(EffectRecorded, (task, checked_event_id(attempt), name, key, result))
     return event
 
 
@@ -244,7 +247,7 @@ def _checkpointed(e: Any) -> Event:
     _task(task)
     if index >> INT_BITS:
         _bad("no such checkpoint")
-    event: Checkpointed = _new(Checkpointed, (task, _event_id(attempt), index, data))
+    event: Checkpointed = _new(Checkpointed, (task, checked_event_id(attempt), index, data))
     return event
 
 
@@ -253,7 +256,7 @@ def _ended(e: Any) -> Event:
     _task(task)
     if outcome not in OUTCOMES:
         _bad(f"no such outcome: {outcome!r}")
-    event: Ended = _new(Ended, (task, _event_id(attempt), outcome, late, retryable, reason, value))
+    event: Ended = _new(Ended, (task, checked_event_id(attempt), outcome, late, retryable, reason, value))
     return event
 
 
@@ -280,13 +283,13 @@ def _priority_edited(e: Any) -> Event:
     _task(task)
     if not 0 <= priority <= PRIORITY_MAX:
         _bad(f"priority {priority} is not within 0 and {PRIORITY_MAX}")
-    return PriorityEdited(task, priority, None if saw is None else _event_id(saw))
+    return PriorityEdited(task, priority, None if saw is None else checked_event_id(saw))
 
 
 def _label_edited(e: Any) -> Event:
     _, task, label, value, saw = e
     _task(task)
-    return LabelEdited(task, label, value, None if saw is None else _event_id(saw))
+    return LabelEdited(task, label, value, None if saw is None else checked_event_id(saw))
 
 
 def _document_updated(e: Any) -> Event:
@@ -373,7 +376,7 @@ def _limit_set(e: Any) -> Event:
 def _rights_minted(e: Any) -> Event:
     _, limit, amount, saw = e
     _limit(limit, amount)
-    return RightsMinted(limit, amount, _event_id(saw))
+    return RightsMinted(limit, amount, checked_event_id(saw))
 
 
 def _rights_moved(e: Any) -> Event:
@@ -393,10 +396,25 @@ def _rights_inherited(e: Any) -> Event:
     return RightsInherited(limit, checked_region(region))
 
 
+def _reissued(e: Any) -> Event:
+    _, closed, first, last, late, tasks = e
+    if not 0 < first <= last or last >> INT_BITS:
+        _bad(f"no commits {first} to {last} can be re-issued")
+    _pairs(late, _PLACE, "what is late is named by (number, index)")
+    if any(not first <= number <= last or index >> INDEX_BITS for number, index in late):
+        _bad("what is late is none of what is re-issued")
+    if any(type(task) is not bytes or len(task) != TASK_ID_BYTES for task in tasks):
+        _bad("what is re-issued touches tasks")
+    for names in (late, tasks):
+        if any(names[i] >= names[i + 1] for i in range(len(names) - 1)):
+            _bad("what is late, and tasks, are sorted, each once")
+    return Reissued(checked_writer(closed), first, last, late, tasks)
+
+
 def _decided(e: Any) -> Event:
     _, task, attempt = e
     _task(task)
-    return Decided(task, _event_id(attempt))
+    return Decided(task, checked_event_id(attempt))
 
 
 _CHECKS: Final[dict[int, Callable[[Any], Event]]] = {
@@ -424,6 +442,7 @@ _CHECKS: Final[dict[int, Callable[[Any], Event]]] = {
     24: _rights_moved,
     25: _rights_burned,
     26: _rights_inherited,
+    27: _reissued,
     30: _decided,
 }
 assert _CHECKS.keys() == SIGNATURES.keys()  # no kind is let through unchecked

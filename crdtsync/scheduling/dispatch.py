@@ -262,7 +262,7 @@ class Dispatcher:
         submitted = self._here.table.view(task).submitted
         limit = submitted.options.timeout_ms if submitted is not None else 0
         if running.worker is not None:
-            self._here.emit(Stop(running.worker, attempt, "timeout"))
+            self._here.emit(Stop(running.worker, self._workers.told(attempt), "timeout"))
         error = encode_value(["TimeoutError", f"the attempt ran longer than its timeout of {limit} ms", ""])
         self.end(task, attempt, "failed", error, reason="TimeoutError")
 
@@ -273,7 +273,7 @@ class Dispatcher:
             return
         running.stop = reason
         if running.worker is not None:
-            self._here.emit(Stop(running.worker, attempt, reason))
+            self._here.emit(Stop(running.worker, self._workers.told(attempt), reason))
 
     def stop_unwanted(self, view: TaskView) -> None:
         """Ask for a stop of what runs here and is no longer wanted."""

@@ -43,6 +43,7 @@ class Running:
     worker: WorkerId | None  # None: nobody has reported it yet (after a restart)
     progress: str = ""
     stop: str = ""  # the reason for which it was asked to stop
+    told: AttemptId | None = None  # what its worker calls it, where that was re-issued since
 
 
 class Workers:
@@ -106,14 +107,19 @@ class Workers:
         """An attempt of this region is open, and no worker has reported it yet."""
         self.running.setdefault(attempt, Running(task, None))
 
-    def adopt(self, worker: Worker, attempt: AttemptId, task: TaskId) -> None:
-        """A worker reports that it runs this attempt."""
+    def told(self, attempt: AttemptId) -> AttemptId:
+        """What the worker that runs this attempt calls it."""
+        running = self.running.get(attempt)
+        return attempt if running is None or running.told is None else running.told
+
+    def adopt(self, worker: Worker, attempt: AttemptId, task: TaskId, told: AttemptId | None = None) -> None:
+        """A worker reports that it runs this attempt, and may call it by an older id."""
         known = self.running.setdefault(attempt, Running(task, worker.id))
         if known.worker is not None and known.worker != worker.id:
             other = self._workers.get(known.worker)
             if other is not None:
                 other.running.pop(attempt, None)
-        known.worker = worker.id
+        known.worker, known.told = worker.id, told
         worker.running[attempt] = task
 
     def forgive(self, pause_ms: int) -> None:

@@ -80,6 +80,10 @@ def _print(record: dict[str, Any], output: str) -> None:
         lines["stamps from"] = _utc(record["stamps_from_ms"])
     if record["waiting_reports"]:
         lines["reports of handlers that wait"] = str(record["waiting_reports"])
+    if record.get("reissuing"):  # a node of an earlier version does not tell
+        doing = record["reissuing"]
+        waits = f", waits for {doing['waits_for']}" if doing["waits_for"] else ""
+        lines["re-issues"] = f"{doing['writer']} from {doing['from']}{waits}"
     width = max(map(len, lines)) + 2
     for name, text in lines.items():
         click.echo(f"{name + ':':{width}}{text}")

@@ -107,18 +107,25 @@ def export(*, writer: str | None, node: str, output: str) -> None:  # noqa: ARG0
     talk(node, conversation)
 
 
-@log.command(epilog=examples("crdtsync log reissue eu/a#7-0123456789abcdef --from 41"))
+@log.command(
+    epilog=examples(
+        "crdtsync log reissue eu/a#7-0123456789abcdef --from 41",
+        "crdtsync log reissue eu/a#7-0123456789abcdef --from 41 --yes",
+    )
+)
 @click.argument("writer")
 @click.option("--from", "first", type=click.IntRange(min=1), required=True, help="The first commit that is not good.")
-@click.option("--yes", is_flag=True, help="Do it. This version cannot, and says so.")
+@click.option("--yes", is_flag=True, help="Do it. Without this it is a dry run.")
 @node_options
 def reissue(*, writer: str, first: int, yes: bool, node: str, output: str) -> None:
-    """Show what re-issuing commits of WRITER would make anew: for those that a wrong clock stamped far ahead.
+    """Re-issue commits of WRITER: those that it stamped far ahead, because its clock was wrong.
 
-    Changes nothing: this version has the dry run alone. `clock show` names the writer and the commit.
+    Ask the node that wrote them, once its clock is right; `clock show` in any region names writer and commit. Without
+    --yes it shows what they hold and changes nothing. With it the node starts anew at once, and before it does anything
+    else it has all regions take these commits, and those of its later starts, as stamped now. Nothing is lost by it: what
+    handlers run goes on, and ids and effect keys stay as they were.
     """
-    from crdtsync.errors import InvalidRequestError, NotImplementedYetError, UnknownTaskError
-    from crdtsync.views import utc
+    from crdtsync.errors import InvalidRequestError, UnknownTaskError
     from regions.cli.session import talk
 
     async def conversation(client: Client) -> dict[str, Any]:
@@ -131,18 +138,19 @@ def reissue(*, writer: str, first: int, yes: bool, node: str, output: str) -> No
                 f"commits {head['floor'] + 1} to {head['head']} of {writer} are here, {first} is not among them"
             )
         clock = await client.request(commands.ShowClock())
-        return _plan(writer, [commit async for commit in _read(client, writer, first)], clock)
+        plan = _plan(writer, [commit async for commit in _read(client, writer, first)], clock)
+        if yes:
+            plan["reissued"] = (await client.request(commands.ReissueLog(writer=writer, first=first)))["writers"]
+        return plan
 
     plan = talk(node, conversation)
-    if yes:
-        raise NotImplementedYetError(
-            f"re-issuing is not built yet, nothing was done: {plan['commits']} commits of {writer} stay on disk, and are "
-            f"applied when their time comes, {utc(plan['applied_ms'])}",
-            writer=writer,
-        )
     print_record(plan, output)
     if output != "json":
-        print_message("this is a dry run: nothing was changed")
+        print_message(
+            "the node starts anew and re-issues them first; `crdtsync clock show` tells when it is done"
+            if yes
+            else "this is a dry run: nothing was changed; --yes does it"
+        )
 
 
 def _plan(writer: str, commits: list[dict[str, Any]], clock: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from crdtsync.events import (
     Offered,
     Options,
     PriorityEdited,
+    Reissued,
     Requeued,
     RightsBurned,
     RightsInherited,
@@ -82,6 +83,9 @@ def test_a_cached_value_lets_no_other_type_pass_for_it():
     checked(SUBMITTED._replace(options=OPTIONS._replace(attempts=1)))
     with pytest.raises(RemoteProtocolError, match="options"):
         checked(SUBMITTED._replace(options=OPTIONS._replace(attempts=True)))
+
+
+REISSUED = Reissued(EU, 2, 5, ((3, 0), (3, 1)), (task(1), task(2)))
 
 
 @pytest.mark.parametrize(
@@ -181,6 +185,17 @@ def test_a_cached_value_lets_no_other_type_pass_for_it():
         FinalHeads(0, 2, ((EU, 1), (EU, 1))),
         Inherited(task(1), -1, "eu", 2),
         Inherited(task(1), 1, "EU", 2),
+        REISSUED._replace(closed="eu"),
+        REISSUED._replace(first=0),
+        REISSUED._replace(first=6),
+        REISSUED._replace(last=2**53),
+        REISSUED._replace(late=((6, 0),)),
+        REISSUED._replace(late=((3, 2**20),)),
+        REISSUED._replace(late=((3, 1), (3, 0))),
+        REISSUED._replace(late=(3,)),
+        REISSUED._replace(tasks=(task(2), task(1))),
+        REISSUED._replace(tasks=(b"short",)),
+        REISSUED._replace(tasks=(1,)),
         Unknown(65_536, ()),
         Unknown(-1, ()),
     ],

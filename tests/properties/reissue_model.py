@@ -1,9 +1,10 @@
 """A model of close and re-issue (rules.md, "Held back"): small, exhaustive, one task, no code of the core.
 
 Some regions' clocks are far in the future. What they stamp is held back where clocks are right, and applied at once where
-they are wrong too. Then clocks are corrected and each region that had been wrong repairs itself: it goes back to what it
-had applied up to its corrected time, closes its old writer there, and re-issues its own events that followed. A re-issued
-event is the same fact as the void one (same identity), the smaller stamp counting.
+they are wrong too. Then clocks are corrected and each region that had been wrong repairs itself: it closes its old writer
+and re-issues its own events that are ahead. A re-issued event is the same fact as the void one (same identity), the
+smaller stamp counting. What it had applied of others stays applied, though those whose clocks are right hold it back: it
+is re-issued by whoever wrote it. (rules.md has it go back to what a right clock lets through; nothing below needs that.)
 
 Late was fixed when an event was written, and stays as it was but for one case: a success that its own region has undone is
 re-issued as late, since its effects are gone. (To judge it again, "late if an outcome is known by now", breaks a promise:
@@ -54,6 +55,7 @@ class World:
     wrong: tuple[bool, ...]
     repaired: tuple[bool, ...]
     acks: tuple[frozenset[tuple[int, frozenset[int]]], ...] = ()  # per region: a place, at which point of its own log
+    kept: tuple[frozenset[int], ...] = ()  # per region: places that it had applied when it was repaired
     settled: int | None = None  # the attempt that some replica settled on
     events: int = 0
 
@@ -61,10 +63,10 @@ class World:
         """What it has folded: all it holds, but for what is held back there and what it knows to be void."""
         found = []
         closed = {f.region for place, f in self._held(region) if f.again}
-        for _, fact in self._held(region):
-            if fact.void and (fact.region in closed or self.repaired[region]):
-                continue
-            if fact.stamp >= FUTURE and not self.wrong[region]:
+        for place, fact in self._held(region):
+            if fact.void and fact.region in closed:
+                continue  # the re-issued one stands for it
+            if fact.stamp >= FUTURE and not self.wrong[region] and place not in self.kept[region]:
                 continue
             found.append(fact)
         return found
@@ -119,7 +121,7 @@ class Explorer:
         regions = len(self.breaks)
         none = (frozenset[int](),) * regions
         right = tuple(not breaks for breaks in self.breaks)
-        first = World((), none, (False,) * regions, right, (frozenset(),) * regions)
+        first = World((), none, (False,) * regions, right, (frozenset(),) * regions, none)
         seen, stack = {first}, [first]
         while stack:
             world = stack.pop()
@@ -174,8 +176,11 @@ class Explorer:
         return self._settle(replace(world, facts=facts, knows=knows, events=world.events + 1))
 
     def _stamp(self, world: World, region: int) -> int:
-        """Larger than all it applied. A wrong clock of a lower region is further ahead: order tells nothing."""
-        seen = max((f.stamp for f in world.applied(region)), default=0)
+        """Larger than all it applied. A wrong clock of a lower region is further ahead: order tells nothing.
+
+        A clock that was repaired takes no note of what is still ahead: it would be wrong again.
+        """
+        seen = max((f.stamp for f in world.applied(region) if world.wrong[region] or f.stamp < FUTURE), default=0)
         least = FUTURE * (len(self.breaks) - region) if world.wrong[region] else 0
         return max(seen, least) + 1
 
@@ -186,15 +191,17 @@ class Explorer:
         return replace(world, knows=tuple(knows))
 
     def _repair(self, world: World, region: int) -> World:
-        """The clock is right again: rebuild, close, re-issue all of our own, in their order."""
+        """The clock is right again: close, and re-issue all of our own, in their order."""
         rules = self.rules
         before = resolve(world.applied(region))
+        kept_places = frozenset(self._places(world, region))
+        kept_all = tuple(kept_places if r == region else known for r, known in enumerate(world.kept))
         wrong, repaired = _with(world.wrong, region, False), _with(world.repaired, region, True)
         own = [f for _, f in world._held(region) if f.region == region and f.void]
         # Acknowledgements of the old writer stay where they were given before its first void commit; others are void.
         kept = frozenset((p, log) for p, log in world.acks[region] if not any(world.facts[q].void for q in log))
         acks = tuple(kept if r == region else known for r, known in enumerate(world.acks))
-        world = replace(world, wrong=wrong, repaired=repaired, acks=acks)
+        world = replace(world, wrong=wrong, repaired=repaired, acks=acks, kept=kept_all)
         for fact in own:
             now = resolve(world.applied(region))
             late = fact.late
@@ -205,7 +212,7 @@ class Explorer:
                     late = late or fact.attempt in before.undone
             place = len(world.facts)
             attempt = fact.attempt if rules.same_fact or fact.kind != "claim" else place
-            stamp = max((f.stamp for f in world.applied(region)), default=0) + 1
+            stamp = self._stamp(world, region)
             facts = (*world.facts, Fact(fact.kind, attempt, region, stamp, late, again=True))
             knows = tuple(k | {place} if r == region else k for r, k in enumerate(world.knows))
             world = replace(world, facts=facts, knows=knows)

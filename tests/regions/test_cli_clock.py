@@ -35,6 +35,7 @@ def ask(tmp_path, capsys, monkeypatch, records):
     blob = seal("default", US, 1, stamp=stamp, deps=[], previous=NO_HASH, events=[ended]).blob
     answers = {
         commands.LogHeads: [{"domain": "default", "writer": US, "head": 1, "floor": 0}],
+        commands.ReissueLog: lambda command: {"writers": [[command.writer, command.first, 1]]},
         commands.ReadLog: lambda command: [blob] if command.first == 1 else [],
     }
 
@@ -89,10 +90,14 @@ def test_reissue_shows_what_would_be_made_anew(ask):
     assert plan["tasks"] == ["00" * 15 + "07"]
 
 
-def test_reissue_is_refused_and_says_that_nothing_was_done(ask):
-    code, out, err = ask("log", "reissue", US, "--from", "1", "--yes")
-    assert (code, out) == (2, "")
-    assert "not built yet, nothing was done" in err
+def test_reissue_asks_the_node_to_do_it_only_when_told_to(ask):
+    code, out, _ = ask("log", "reissue", US, "--from", "1", "--yes", "-o", "json")
+    assert code == 0
+    assert json.loads(out)["reissued"] == [[US, 1, 1]]
+    code, out, err = ask("log", "reissue", US, "--from", "1")
+    assert code == 0
+    assert "reissued" not in out
+    assert "nothing was changed" in err
 
 
 @pytest.mark.parametrize("writer, first, code", [("ap/a#1-0000000000000000", 1, 3), (US, 2, 2)])

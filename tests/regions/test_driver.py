@@ -10,6 +10,7 @@ from crdtsync.commands import TaskDeclaration, TaskSpec
 from crdtsync.errors import OverloadedError, StorageError
 from crdtsync.protocol.values import encode_arguments
 from crdtsync.settings import Settings
+from regions import driver as driver_module
 from regions.driver import Driver
 from regions.storage.memory import MemoryStore
 from tests.regions.polling import until
@@ -261,5 +262,38 @@ def test_an_outlet_that_fails_ends_the_node_instead_of_leaving_it_deaf():
         with pytest.raises(RuntimeError, match="no outlet"):
             await loop
         await node.driver.close()
+
+    run(scenario)
+
+
+def test_a_node_that_wrote_in_2099_re_issues_it_and_goes_on_as_another_incarnation(monkeypatch):
+    ahead = [2_300_000_000_000]
+    right = driver_module.clock
+    monkeypatch.setattr(driver_module, "clock", lambda: right()._replace(wall_ms=right().wall_ms + ahead[0]))
+
+    async def scenario():
+        store = FailingStore()
+        async with driving(store) as running:
+            await running.declare()
+            task = (await running.submit())["id"]
+            writer = running.driver.replica.writer
+        ahead[0] = 0
+        async with driving(store) as running:  # still counts from the future: it is alone, nobody tells it otherwise
+            answer = await running.ask(commands.ReissueLog(writer, 1))
+            assert answer["writers"][0][:2] == [writer, 1]
+            await until(lambda: running.driver.ready and running.driver.replica.writer not in (writer, ""))
+            await until(lambda: running.driver.counters["log.reissued"] == 1)
+            assert [str(error) for error in running.outlets.resets] == [
+                f"the node starts anew (commits of {writer} from 1 on are re-issued): ask again in a moment"
+            ]
+            shown = await running.ask(commands.ShowClock())
+            assert (shown["reissuing"], shown["lead_ms"] < 1_000, shown["verdict"]) == (None, True, "alone")
+            assert abs(shown["time_ms"] - right().wall_ms) < 60_000
+            assert (await running.ask(commands.Describe(bytes.fromhex(task))))["id"] == task
+            assert (await running.submit(2))["created"] is True
+        async with driving(store) as running:  # and whoever reads it from disk finds it so
+            shown = await running.ask(commands.ShowClock())
+            assert (shown["lead_ms"] < 1_000, shown["held_back"]) == (True, [])
+            assert (await running.ask(commands.Describe(bytes.fromhex(task))))["id"] == task
 
     run(scenario)
