@@ -223,6 +223,8 @@ class Requests:
         if len(here.table) >= settings.live_tasks_max:
             raise OverloadedError(f"{len(here.table)} tasks are live, the limit is {settings.live_tasks_max}")
         options = _options_of(spec, declared)
+        if spec.key and options.partition == "wait" and spec.region in ("here", "spread"):
+            self._check_owners_agreed(spec.key)
         owner = owner_of(
             spec.region,
             task_id,
@@ -251,6 +253,22 @@ class Requests:
                 options=options,
             )
         )
+
+    def _check_owners_agreed(self, key: str) -> None:
+        """The owner of a keyed `wait` task follows from the members, so that two sides of a cut name the same one.
+
+        So nobody names one before all have acknowledged the newest change of the members: whoever has will not name one by
+        the members before, and what it submitted earlier came here before its acknowledgement.
+        """
+        here = self._here
+        change = here.roster.last_of_owners
+        missing = [] if change is None else here.stability.missing(change.writer, change.number)
+        if missing:
+            raise OverloadedError(
+                f"the members have changed (version {here.membership.version}), and {', '.join(missing)} has not acknowledged "
+                f"that yet: until then the other side of a cut could give key {key!r} another owner; ask again, name a "
+                "region, or forget who does not come back"
+            )
 
     def _same(self, spec: c.TaskSpec, held: Task) -> None:
         submitted = self._here.table.view(held).submitted
@@ -483,6 +501,12 @@ def _options_of(spec: c.TaskSpec, declared: Declared) -> Options:
     said = (spec.attempts, spec.backoff_ms_base, spec.backoff_ms_max, spec.cancel, spec.timeout_ms)
     if said == _NOTHING_SAID and partition == base.partition:
         return base  # one object for a million tasks
+    if partition.startswith("quorum") and spec.cancel not in (None, base.cancel):
+        # What a majority has is decided by the policy that its regions know: docs/decisions/0012.
+        raise InvalidRequestError(
+            f"{spec.name} declares cancel={base.cancel!r}, and a quorum task keeps to what is declared: "
+            f"cancel={spec.cancel!r} belongs in its declaration"
+        )
     options: Options = base._replace(
         partition=partition,
         attempts=spec.attempts or base.attempts,

@@ -90,6 +90,13 @@ class Roster:
         """The record of the newest version; None while the founders are all there is."""
         return max(self._changes.items())[1][0] if self._changes else None
 
+    @property
+    def last_of_owners(self) -> EventId | None:
+        """The record of the newest change of who owns and votes; None while those are the founders."""
+        changed = (change for change in reversed(self.chain()) if change.change != "add")
+        newest = next(changed, None)
+        return None if newest is None else self._changes[newest.epoch, newest.version][0]
+
     def added(self, region: RegionId) -> EventId | None:
         """The record that added this region."""
         found = [at for at, event in self._changes.values() if event.change == "add" and region in event.regions]

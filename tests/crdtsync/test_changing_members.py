@@ -9,7 +9,7 @@ import pytest
 from crdtsync import commands as c
 from crdtsync import effects as e
 from crdtsync.coordination.membership import MemberState
-from crdtsync.identifiers import RegionId, TaskId
+from crdtsync.identifiers import RegionId, TaskId, keyed_task_id
 from crdtsync.protocol import features
 from crdtsync.scheduling.placement import rendezvous_order
 from tests.cluster import AskError, Cluster, Outcome
@@ -352,6 +352,67 @@ def test_force_is_refused_while_a_majority_remains() -> None:
     cluster.crash("ap")
     with pytest.raises(AskError, match="leave --force out"):
         forget(cluster, "eu", "ap", force=True)
+
+
+# Keys ----------------------------------------------------------------------------------------------
+
+
+def test_a_keyed_wait_task_has_one_owner_whatever_members_the_two_sides_of_a_cut_know() -> None:
+    """Rendezvous over different members named two owners, and both ran it."""
+    old, new = (AP, EU, US), (AP, EU, SA, US)
+    key = next(
+        key
+        for key in map(str, range(1_000))
+        if rendezvous_order(id_ := keyed_task_id("default", "noop", key, 0), list(old))[0] == US
+        and rendezvous_order(id_, list(new))[0] == SA
+    )
+    cluster = Cluster("eu", "us", "ap", lease_ms=400)
+    cluster.join("sa")
+    cluster.nodes[EU].ask(c.AddRegion("sa", ""))
+    assert cluster.run_until(lambda: cluster.membership("eu").is_member("sa"), 60_000)
+    cluster.isolate("us")
+    assert not cluster.membership("us").is_member("sa")
+    cluster.worker("sa")
+    cluster.run_for(1_000)
+    task = cluster.submit("us", key=key, partition="wait")
+    with pytest.raises(AskError, match=r"us has not acknowledged that yet.*another owner") as refused:
+        cluster.submit("eu", key=key, partition="wait")
+    assert refused.value.code == "overloaded"
+    assert cluster.submit("eu", partition="wait")  # without a key it is eu's own
+    cluster.run_for(3_000)
+    cluster.heal()
+    cluster.run_for(5_000)
+    assert cluster.submit("eu", key=key, partition="wait") == task
+    cluster.run_for(3_000)
+    assert [region for _, region, a in cluster.started if a.task == task] == ["us"]
+    other = cluster.submit("us", key=f"{key}-next", partition="wait")
+    cluster.run_for(3_000)
+    assert cluster.state("sa", other) == "succeeded"
+    assert cluster.converge()
+
+
+def test_keyed_wait_tasks_are_taken_while_a_joiner_only_catches_up() -> None:
+    cluster = Cluster("eu", "us", "ap", lease_ms=400)
+    cluster.nodes[EU].ask(c.AddRegion("sa", ""))  # whose node is not there yet
+    cluster.run_for(3_000)
+    assert cluster.membership("us").states[SA] is MemberState.JOINING
+    assert cluster.submit("us", key="k", partition="wait")
+
+
+def test_keyed_wait_tasks_are_taken_again_once_a_region_has_been_forgotten() -> None:
+    cluster = Cluster("eu", "us", "ap", lease_ms=400)
+    cluster.crash("ap")
+    cluster.run_for(1_000)
+    forget(cluster, "eu", "ap")
+    cluster.run_for(4_000)
+    task = cluster.submit("us", key="k", partition="wait")
+    cluster.isolate("us")
+    cluster.restart("us")
+    cluster.run_for(1_000)
+    assert cluster.submit("us", key="another", partition="wait"), "cut off, and started anew"
+    cluster.heal()
+    cluster.run_for(4_000)
+    assert cluster.state("eu", task) == "succeeded"
 
 
 # Older versions ----------------------------------------------------------------------------------

@@ -231,3 +231,14 @@ def test_a_cancel_that_wins_counts_though_a_majority_had_the_success() -> None:
     assert made.show("eu", task)["decided"] is False, "somebody cut off may have cancelled it"
     made.heal()
     assert made.run_until(lambda: made.show("eu", task)["settled"] is True)
+
+
+def test_a_submission_cannot_choose_another_cancel_policy_than_its_quorum_task_declares() -> None:
+    """Submitted twice under one id, with `wins` in the minority, a task could be cancelled after a majority had decided on
+    its success: who decided did not know that a cancel may win (docs/decisions/0012)."""
+    made = cluster(declare={"cancel": "loses"})
+    with pytest.raises(AskError, match="declares cancel='loses'") as refused:
+        made.submit("eu", cancel="wins")
+    assert refused.value.code == "invalid"
+    assert made.submit("eu", cancel="loses")
+    assert made.submit("eu", cancel="wins", partition="wait"), "whose owner decides alone"
