@@ -24,10 +24,19 @@ REPAIR_COMMIT: Final = "UPDATE commits SET crc = ?, blob = ? WHERE writer = ? AN
 COUNT_COMMITS: Final = "UPDATE writers SET head = max(head, ?), commits = commits + ?, bytes = bytes + ? WHERE id = ?"
 RAISE_FLOOR: Final = "UPDATE writers SET floor = max(floor, ?), head = max(head, ?) WHERE id = ?"
 
-PUT_TASK: Final = """
+TASK_COLUMNS: Final = 14
+
+
+def put_tasks(count: int) -> str:
+    """Insert or replace so many rows, with one statement."""
+    row = f"({', '.join('?' * TASK_COLUMNS)})"
+    return _PUT_TASKS.format(rows=", ".join([row] * count))
+
+
+_PUT_TASKS: Final = """
     INSERT INTO tasks (domain, task, name, queue, state, settled, live, owner, created_ms, conflicts,
                        labels, digest, crc, facts)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    VALUES {rows}
     ON CONFLICT (domain, task) DO UPDATE SET
         name = excluded.name, queue = excluded.queue, state = excluded.state, settled = excluded.settled,
         live = excluded.live, owner = excluded.owner, created_ms = excluded.created_ms,
