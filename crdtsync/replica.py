@@ -65,6 +65,7 @@ TIMERS_PER_TURN: Final = 1_000
 PAUSE_MS: Final = 2_000  # inputs further apart: the process was stopped, or the machine slept
 DOUBT_MS: Final = 600_000  # since the last stamp on disk: after so long, or before it, the wall clock may be wrong
 TURN_MS: Final = 1  # when there is more to do than one turn allows: the next one follows at once
+FOLLOW_MS: Final = 2  # what follows from a commit waits so long for an input whose turn serves it as well
 COMPACT_MS: Final = 2_000  # how often commits past retention are looked for
 ORPHAN_RETRY_MS: Final = 500  # while older attempts may not be ended yet
 LANES_MS: Final = 500  # how often it is judged whether work waits here that no worker can run
@@ -226,7 +227,8 @@ class Replica:
         since_ms = here.time_ms - stamp_ms(bound)
         self._doubtful = bool(bound and here.others and not 0 <= since_ms <= DOUBT_MS)
         self._more = False
-        self._turn_due = False  # commands were carried out since the last turn
+        self._turn_due = False  # commands were carried out since the last turn, or a batch became durable
+        self._turn_by_ms = 0  # then: when it must have been made
         self._stable, self._was_full = here.stability.stable(), False  # as of the last turn
         self._queue: deque[tuple[Any, Any]] = deque()
         self._was_trusted = False
@@ -368,7 +370,7 @@ class Replica:
                 self._queue.append((command, ticket))
         else:
             self._desk.do(command, ticket)
-        self._turn_due = True
+        self._turn_due, self._turn_by_ms = True, 0
 
     def forget(self, ticket: Any) -> None:
         """Whoever held `ticket` is gone: nothing more is sent to it."""
@@ -386,8 +388,11 @@ class Replica:
         What follows from that is done when effects are taken, or a moment later: see `take_released`.
         """
         self._at(now)
-        self._here.outbox.persisted(batch)
+        outbox = self._here.outbox
+        outbox.persisted(batch)
         self._turn_due = True
+        idle = outbox.next.empty and not outbox.next.after and not self._here.unsaved
+        self._turn_by_ms = now.mono_ms + (FOLLOW_MS if idle else 0)
 
     def loaded(self, token: int, rows: Iterable[TaskRow], now: Now, *, damaged: Iterable[TaskId] = ()) -> None:
         """The rows of one `Load`; `damaged` names those that are there and unreadable.
@@ -475,7 +480,7 @@ class Replica:
         here = self._here
         mono_ms = here.now.mono_ms
         if self._turn_due:
-            return mono_ms
+            return max(mono_ms, self._turn_by_ms)
         if self._more:
             return mono_ms + TURN_MS
         first_ms = here.timers.next_mono_ms(here.time_ms, mono_ms)
@@ -494,7 +499,10 @@ class Replica:
 
     def take_released(self) -> list[Effect]:
         """What waited for the disk alone. Whoever waited for that need not wait for what follows from it as well: take
-        the other effects when these are carried out, and inputs that came meanwhile are fed."""
+        the other effects when the next input comes, or `next_deadline_ms`: mostly the same turn serves both."""
+        self.leases.flush()
+        for effect in self._neighbours.take_effects():
+            self._here.outbox.urgent(effect)
         return self._here.outbox.take()
 
     def take_effects(self) -> list[Effect]:

@@ -232,7 +232,7 @@ class Driver:
         """Let the replica act on the time, then carry out all that it wants done. Whether there was a batch to write.
 
         A batch that is made durable on the loop ends the step: what waited for it is sent first, and what follows from
-        it is done in the next one, together with what came meanwhile.
+        it is done in the next one, together with what comes meanwhile.
         """
         replica = self._replica
         if replica is None:
@@ -353,7 +353,7 @@ class Driver:
                 return
             for effect in effects:
                 self._carry_out(effect)
-            self._wake()  # only now, so that what was put on its way is sent before
+            self._arm()
         if batch.drop and self._compaction is None:
             self._compaction = asyncio.create_task(self._compact())
 

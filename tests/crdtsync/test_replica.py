@@ -11,6 +11,7 @@ from crdtsync import effects as e
 from crdtsync import requests
 from crdtsync.identifiers import RegionId, WorkerId
 from crdtsync.protocol.codec import encode_value
+from crdtsync.replica import FOLLOW_MS
 from tests.cluster import EPOCH_MS, AskError, Cluster, Outcome, never, succeed
 
 
@@ -66,7 +67,7 @@ def test_whoever_waited_for_the_disk_does_not_wait_for_what_follows_as_well() ->
     released = replica.take_released()
     assert [type(effect) for effect in released] == [e.Reply, e.Run]
     assert replica.take_released() == []
-    assert replica.next_deadline_ms() == node.now.mono_ms
+    assert replica.next_deadline_ms() == node.now.mono_ms + FOLLOW_MS
     replica.submit(c.Submit((second,)), node.now, "second")
     [persist] = [effect for effect in replica.take_effects() if isinstance(effect, e.Persist)]
     assert len(persist.commits) == 1
