@@ -484,11 +484,10 @@ class Replica:
         if self._more:
             return mono_ms + TURN_MS
         first_ms = here.timers.next_mono_ms(here.time_ms, mono_ms)
-        for due_ms in (
-            self._neighbours.gossip.next_deadline_ms(),
-            self._neighbours.assembly.next_deadline_ms(),
-            self.leases.next_deadline_ms(),
-        ):
+        dues = [self._neighbours.gossip.next_deadline_ms()]
+        if self._folded:  # before that nothing is done for these, however due
+            dues += (self._neighbours.assembly.next_deadline_ms(), self.leases.next_deadline_ms())
+        for due_ms in dues:
             if due_ms is not None and (first_ms is None or due_ms < first_ms):
                 first_ms = due_ms
         release_ms = here.log.next_deadline_ms()

@@ -598,3 +598,20 @@ def test_whoever_needs_a_snapshot_learns_from_it_who_belongs() -> None:
     cluster.run_for(3_000)
     assert cluster.membership("ap") == cluster.membership("eu")
     assert cluster.converge()
+
+
+def test_a_joiner_that_still_reads_its_disk_does_not_ask_to_be_called_again_at_once() -> None:
+    """It did, for as long as that took, and could do nothing when it was called (swarm seed 12)."""
+    cluster = Cluster("eu", "us", "ap", lease_ms=500)
+    node = cluster.join("sa", "eu", "us")
+    cluster.isolate("ap")  # whose word a joiner has to wait for
+    cluster.nodes[EU].ask(c.AddRegion("sa", ""))
+    cluster.run_for(2_000)
+    assert cluster.membership("sa").states[SA] is MemberState.JOINING
+    cluster.restart("sa")
+    replica = node.replica
+    assert replica is not None
+    replica._folded = False  # a row that it needs is being loaded
+    replica._neighbours.assembly._admit_ms = 0
+    due_ms = replica.next_deadline_ms()
+    assert due_ms is None or due_ms > node.now.mono_ms
