@@ -34,6 +34,8 @@ class Dialling:
         self._node = node
         self._rng = rng
         self._delay_us: dict[RegionId, int] = {}
+        self._up_us: dict[RegionId, int] = {}  # when a link that was dialled from here came up
+        self._short_us: dict[RegionId, int] = {}  # how long to wait before the next, of those that ended at once
         self._kept: dict[RegionId, None] = {}  # peers that are dialled, where members come and go
         self._busy: dict[RegionId, int] = {}  # peers for which a look or a try is pending, and of which life
 
@@ -98,11 +100,20 @@ class Dialling:
         """A try made a link."""
         self._busy.pop(peer, None)
         self._delay_us.pop(peer, None)
+        self._up_us[peer] = self._kernel.now_us
 
     def lost(self, peer: RegionId) -> None:
-        """The link to `peer` is gone."""
-        if self._node.replica is not None:
-            self._look_after(peer, round(REDIAL_US_MIN * (0.5 + self._rng.random() / 2)))
+        """The link to `peer` is gone. One that ended at once was refused: it is tried again ever more seldom."""
+        if self._node.replica is None:
+            return
+        delay_us = REDIAL_US_MIN
+        lasted_us = self._kernel.now_us - self._up_us.get(peer, 0)
+        if self._world.scenario.changes_members and lasted_us < REDIAL_US_MAX:
+            delay_us = self._short_us.get(peer, REDIAL_US_MIN)
+            self._short_us[peer] = min(REDIAL_US_MAX, delay_us * REDIAL_FACTOR)
+        else:
+            self._short_us.pop(peer, None)
+        self._look_after(peer, round(delay_us * (0.5 + self._rng.random() / 2)))
 
     def admits(self, connection: Connection) -> str:
         """Why a peer that dials is refused, "" if it is not."""

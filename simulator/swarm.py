@@ -35,6 +35,8 @@ CUT_SHARE: Final = 0.3  # of the seeds: a region is cut off, for long enough to 
 CUT_MS: Final = (5_000, 20_000)
 REDRIVEN_SHARE: Final = 0.6  # of the seeds that have tasks which die: an operator requeues them
 LIMITED_SHARE: Final = 0.25
+MEMBERS_SHARE: Final = 0.1  # of the seeds: a region joins, one is forgotten, or both
+MEMBERS_FAULTS: Final = 4  # that such a seed has beside the others, of any kind: what meets them is seldom else
 COMPANY_SHARE: Final = 0.8  # of the seeds with a fault that meets an invariant by chance too rarely
 STORM: Final = {"rate": 0.6, "within_ms": 300}  # of what a worker that is deaf runs, soon enough to find it running
 DEAF_PER_S: Final = 0.5  # tasks for it to run, in each region
@@ -56,6 +58,7 @@ PLACES: Final[dict[str, tuple[float, float]]] = {
     "in": (19.1, 72.9),
     "za": (-33.9, 18.4),
 }
+TWINS: Final = frozenset({"disk_clone"})  # two processes of one region judge by two votes: an honest limit
 REGION_COUNTS: Final = (2, 3, 3, 4, 5, 5, 5, 6, 7)  # drawn from; most users have three or five
 LOCKS_SHARE: Final = 0.4  # of the seeds whose users hold locks too
 QUORUM_SHARE: Final = 0.2  # of the seeds that have quorum tasks
@@ -110,6 +113,9 @@ def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
     loads = (*loads, *kept)
     limits, limited = _limits(seed, {fault.kind for fault in faults})
     loads = (*loads, *limited)
+    joiner, coming_and_going = _members(seed, names, heal_ms, alike=alike)
+    regions = (*regions, *joiner)
+    faults += coming_and_going
     faults = [_bearable(fault, loads, regions) if fault.kind == "burst" else fault for fault in faults]
     drawn: dict[str, Any] = {
         "regions": len(names),
@@ -118,6 +124,7 @@ def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
         "faults": len(faults),
         "loads": ", ".join(f"{load.model} {load.arrivals.per_s:g}/s {load.arrivals.shape}" for load in loads),
         "healed": ", ".join(healed) or "all",
+        **({"members": ", ".join(map(str, coming_and_going[:3]))} if coming_and_going else {}),
         **(
             {"limits": ", ".join(f"{limit.target} {limit.concurrency or limit.rate}" for limit in limits)}
             if limits
@@ -285,6 +292,41 @@ def _limits(seed: int, kinds: set[str]) -> tuple[tuple[Limit, ...], tuple[Load, 
         limits.append(Limit(task=LIMITED, rate=rate, per=per, scope=rng.choice(("global", "region"))))
     load = Load(LIMITED, Arrivals(rng.choice(("poisson", "bursty")), per_s, burst=10))
     return tuple(limits), (load,)
+
+
+def _members(seed: int, names: list[str], heal_ms: int, *, alike: bool) -> tuple[tuple[Region, ...], list[Fault]]:
+    """Who joins, if anybody does, and what operators and fate do about it: every tenth seed has something of the kind.
+
+    Who is forgotten was cut off, and comes back, or has burned down, and comes back with an empty disk or never.
+    """
+    rng = _stream(seed, "members")
+    if rng.random() >= MEMBERS_SHARE:
+        return (), []
+    what = rng.choice(("add", "forget", "both")) if len(names) > 2 else "add"
+    joiner: tuple[Region, ...] = ()
+    done = []
+    if what != "add":
+        lost = rng.choice(names)
+        start_ms = rng.randint(min(SETTLE_MS, heal_ms // 4), heal_ms // 3)
+        away_ms = rng.randint(heal_ms // 4, heal_ms - start_ms)
+        fate = rng.choice(("isolate", "isolate", "disk_lost", "kill"))
+        params: dict[str, ParamValue] = {"how": rng.choice(("black_hole", "reset"))} if fate == "isolate" else {}
+        asked_ms = start_ms + rng.randint(200, away_ms // 2)
+        done.append(Fault(fate, start_ms, away_ms, (lost,), params))
+        stopped = "no"
+        if fate == "disk_lost" and rng.random() < 0.5:  # an operator who says so is right
+            stopped = "yes"
+            done.append(Fault("worker_crash", start_ms, heal_ms - start_ms, (lost,)))
+        done.append(Fault("forget", asked_ms, heal_ms - asked_ms, (lost,), {"stopped": stopped}))
+    if what != "forget":
+        name = rng.choice([place for place in sorted(PLACES) if place not in names])
+        joiner = (replace(Region(name) if alike else _region(rng, name), joins=True),)
+        start_ms = rng.randint(min(SETTLE_MS, heal_ms // 2), heal_ms // 2)
+        done.append(Fault("add", start_ms, heal_ms - start_ms, (name,)))
+    kinds = sorted(name for name, kind in CATALOGUE.items() if kind.drawn and name not in TWINS)
+    everybody = [*names, *(region.name for region in joiner)]
+    done += [_fault(seed, f"among members {n}", kinds, everybody, heal_ms) for n in range(MEMBERS_FAULTS)]
+    return joiner, done
 
 
 def _fault(seed: int, place: int | str, kinds: list[str], names: list[str], heal_ms: int) -> Fault:

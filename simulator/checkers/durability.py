@@ -244,6 +244,8 @@ class Durability(Family):
 
     def _on_disk(self, record: Record, region: str, task: bytes, kind: type[Any], what: str) -> None:
         chronicle = self.chronicle
+        if chronicle.node(region).runs_ahead:
+            return  # it may know of the task by a snapshot's row, which is durable without the commit
         facts = [fact for fact in chronicle.tasks.get(task, ()) if type(fact.event) is kind]
         if not any(chronicle.holds(region, fact.id) for fact in facts):
             self.fail(

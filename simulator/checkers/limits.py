@@ -20,7 +20,7 @@ from simulator.trace import Record
 from simulator.vacuity import region_of_node
 
 SLACK: Final = 0.99  # of a period: clocks drift, and rights of a rate are remembered by slices of it
-_ABOUT: Final = (ev.LimitSet, ev.RightsMinted, ev.RightsMoved, ev.RightsBurned)
+_ABOUT: Final = (ev.LimitSet, ev.RightsMinted, ev.RightsMoved, ev.RightsBurned, ev.RightsInherited)
 
 
 class _Said(NamedTuple):
@@ -136,6 +136,8 @@ class Limits(Family):
 
     def _on_disk(self, written: Written, record: Record) -> None:
         commit = written.commit
+        if (commit.writer, commit.number) in self._durable:
+            return  # a region gets back what its disk had lost: nothing begins anew by that
         self._durable[commit.writer, commit.number] = None
         for place, event in enumerate(commit.events):
             if type(event) is ev.Ended:
@@ -157,7 +159,8 @@ class Limits(Family):
             self._judge_rate(limit, event, record)
             return
         rights = sum(_change(said.event) for said in limit.said if self._stands(said.id))
-        running = len(limit.open)
+        stopped = {name for _, change in self.chronicle.rolls.changes if change.stopped for name in change.regions}
+        running = sum(where not in stopped for where in limit.open.values())  # who was stopped runs nothing any more
         if running > limit.peak or rights > limit.peak or running > max(rights, 0):
             self.fail(
                 "CAP-1",
@@ -198,12 +201,20 @@ def _change(event: Any) -> int:
 
 def _rights(said: list[_Said], region: str) -> int:
     """What these events leave a region."""
+    heirs = {event.region: region_of(id.writer) for id, event, _ in said if isinstance(event, ev.RightsInherited)}
+
+    def holder(name: str) -> str:
+        """Whoever has by now what a region had."""
+        for _ in heirs:
+            name = heirs.get(name, name)
+        return name
+
     held = 0
     for id, event, _ in said:
-        mine = region_of(id.writer) == region
+        mine = holder(region_of(id.writer)) == region
         held += _change(event) * mine
         if isinstance(event, ev.RightsMoved):
-            held += event.amount * (region_of(event.to) == region) - event.amount * mine
+            held += event.amount * (holder(region_of(event.to)) == region) - event.amount * mine
     return held
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from crdtsync.events import Submitted
 from crdtsync.identifiers import region_of
 from simulator.checkers.chronicle import Chronicle, Family, named, told
 from simulator.checkers.peek import own_time_ms, physical_ms, stamps, true_ms
@@ -24,7 +25,7 @@ HARMLESS: Final = ("link_", "worker_", "isolate", "halves", "bridge", "majoritie
 
 class Liveness(Family):
     kinds = ("client.call", "client.answer", "node.start", "node.crash", "node.failed", "node.pause", "node.resume",
-             "fault.hit", "fault.end", "view")  # fmt: skip
+             "fault.hit", "fault.end", "view", "notify")  # fmt: skip
     invariants = ("LIVE-TASK", "AVAIL-1")
 
     def __init__(self, chronicle: Chronicle) -> None:
@@ -32,6 +33,7 @@ class Liveness(Family):
         self._calls: dict[str, tuple[str, int, int]] = {}  # request -> region, when, seq
         self._unwell_us: dict[str, int] = {}  # region -> when its process or disk last had anything
         self._views: dict[bytes, dict[str, Record]] = {}
+        self._leases: dict[str, str] = {}  # scope -> the region that was granted it last
 
     def on_event(self, record: Record) -> None:
         region = region_of_node(record.node)
@@ -42,6 +44,9 @@ class Liveness(Family):
                 self._calls.pop(record.id, None)
                 if record.subject.op == "submit":
                     self.judged("AVAIL-1", region, record)
+            case "notify":
+                if record.id in ("lease.granted", "lease.renewed"):
+                    self._leases[record.subject.facts["scope"]] = region
             case "view":
                 self._views.setdefault(bytes.fromhex(record.id), {})[record.node] = record
             case "fault.hit":
@@ -129,17 +134,35 @@ class Liveness(Family):
             record.subject.owner in off or not off.isdisjoint(writers) or any(settled for _, settled in submitted.after)
         )
 
+    def _holders(self, task: str, submitted: Submitted) -> list[str]:
+        """The region that holds the lease of a task under one: it runs the task, whoever owns it."""
+        if not submitted.options.partition.startswith("quorum"):
+            return []
+        ends = (f":{task}", f"/{submitted.key}" if submitted.key else f":{submitted.queue}")
+        return [region for scope, region in self._leases.items() if scope.endswith(ends)]
+
+    def _rights_are_gone(self, submitted: Submitted) -> bool:
+        """Whether it is under a global limit of which a region took its rights along that may still run: so they stay lost."""
+        gone = self.chronicle.rolls.whole.gone.keys()
+        stopped = {r for _, change in self.chronicle.rolls.changes if change.stopped for r in change.regions}
+        targets = (f"queue:{submitted.queue}", f"task:{submitted.name}", f"key:{submitted.key}")
+        limits = [limit for limit in self.world.scenario.limits if limit.scope == "global" and limit.target in targets]
+        return bool(limits) and not gone <= stopped
+
     def _excused(self, record: Record) -> bool:
         """Whether it waits for something that may still come: its time, a parent, a handler that runs."""
         view = record.subject
         submitted = view.submitted
         if submitted is None:
             return True
-        if self.world.kernel.now_us - self.chronicle.claimed_us.get(view.owner, -BUSY_US) < BUSY_US:
-            return True  # it waits its turn behind others
-        workers = [worker for worker in self.world.workers if worker.node.region == view.owner and worker.alive]
-        if workers and all(len(worker.running) >= worker.credits for worker in workers):
-            return True  # behind handlers that take their time
+        for region in (view.owner, *self._holders(record.id, submitted)):
+            if self.world.kernel.now_us - self.chronicle.claimed_us.get(region, -BUSY_US) < BUSY_US:
+                return True  # it waits its turn behind others
+            workers = [worker for worker in self.world.workers if worker.node.region == region and worker.alive]
+            if workers and all(len(worker.running) >= worker.credits for worker in workers):
+                return True  # behind handlers that take their time
+        if self._rights_are_gone(submitted):
+            return True
         if submitted.not_before_ms > physical_ms(self.world.nodes[record.node]):
             return True
         for parent, _ in submitted.after:

@@ -33,6 +33,7 @@ class Members(Family):
         self._shown: dict[str, Membership] = {}
         self._added: dict[str, EventId] = {}  # joiner -> the record that adds it
         self._acked: dict[str, dict[str, Heads]] = {}  # joiner -> voter -> what it had when it had that record
+        self._judged: dict[str, None] = {}  # the regions of admissions
         self._warned: set[str] = set()  # who learned that it was forgotten
         self._back_us: dict[str, int] = {}
 
@@ -131,11 +132,12 @@ class Members(Family):
         if added is None or self.chronicle.node(region).restored:
             return
         before = self.chronicle.rolls.before(event)
-        for each in (region, *before.voters):
-            self.judged("MEMB-3", each, record)
+        self._judged.update(dict.fromkeys((region, *before.voters)))
         words = self._acked.get(region, {})
         has = joiner.applied or self.chronicle.node(region).acked
         for voter in before.voters:
+            if self.chronicle.node(voter).restored:
+                continue  # what it had may be gone for good
             named = words.get(voter)
             lacking = sum(max(0, number - has.get(writer, 0)) for writer, number in (named or {}).items())
             if named is None or lacking:
@@ -154,6 +156,8 @@ class Members(Family):
         if not self.chronicle.rolls or newest is None:
             return
         now_us, whole = world.kernel.now_us, self.chronicle.rolls.whole
+        for region in self._judged:
+            self.chronicle.vacuity.count_ever("MEMB-3", region)
         counted = {*newest.voters, *newest.joining}
         if {node.name for node in world.healed_nodes() if node.replica is not None} >= counted:
             for name in counted:

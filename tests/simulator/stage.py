@@ -260,7 +260,7 @@ class Stage:
         submission = self.submissions.get(task)
         defaults = {"conflicts": (), "attempts": (), "winner": winner, "cancel": None, "expired": None, "priority": 5,
                     "labels": (), "owner": name, "submission": submission,
-                    "submitted": SimpleNamespace(not_before_ms=0, after=())}  # fmt: skip
+                    "submitted": SimpleNamespace(not_before_ms=0, after=(), options=OPTIONS, queue="q", name="t", key="")}  # fmt: skip
         self.node(name).rows[task] = (None, settled)
         self.trace.add("view", name, task.hex(), data, subject=SimpleNamespace(**{**defaults, **shown}))
 

@@ -20,7 +20,7 @@ from simulator.checkers.liveness import Liveness
 from simulator.checkers.time import Time
 from simulator.clock import EPOCH_US
 from simulator.trace import SCHEMA
-from tests.simulator.stage import Stage
+from tests.simulator.stage import OPTIONS, Stage
 
 FORBIDDEN = {"resolve", "undoing", "lifecycle", "conflicts", "scheduling", "workflow", "tasks", "duties", "settlement"}
 
@@ -289,7 +289,9 @@ class TestLiveness:
 
     def test_a_task_that_may_still_move_is_not(self):
         assert self.stuck(5_000) == []
-        later = SimpleNamespace(not_before_ms=(EPOCH_US // 1_000) * 2, after=())
+        later = SimpleNamespace(
+            not_before_ms=(EPOCH_US // 1_000) * 2, after=(), options=OPTIONS, queue="q", name="t", key=""
+        )
         assert self.stuck(120_000, submitted=later) == []
 
     @pytest.mark.parametrize("gap_ms, expected", [(500, []), (3_500, ["AVAIL-1"])])
