@@ -162,6 +162,8 @@ class Facts:
         return frozenset(KIND_OF[type(event)] for _, event in self.events())
 
     def attempt(self, event_id: AttemptId) -> AttemptFacts | None:
+        if self.attempts and self.attempts[-1].id == event_id:  # mostly it is the newest
+            return self.attempts[-1]
         at = bisect_left(self.attempts, event_id, key=_by_id)
         return self.attempts[at] if at < len(self.attempts) and self.attempts[at].id == event_id else None
 

@@ -157,7 +157,10 @@ class TaskView(NamedTuple):
         return self.cancel is not None and self.cancel.wins
 
     def attempt(self, event_id: AttemptId) -> AttemptView | None:
-        return next((attempt for attempt in self.attempts if attempt.id == event_id), None)
+        for attempt in reversed(self.attempts):  # mostly the newest is meant
+            if attempt.id == event_id:
+                return attempt
+        return None
 
     def canonical(self) -> bytes:
         """One byte string for all equal views. Not stored: its form may change with the program."""

@@ -232,7 +232,7 @@ class Dispatcher:
         self._remember(attempt, task.id)
         here.timers.cancel(("timeout", attempt))
         here.timers.cancel(("orphan", attempt))
-        known = next((a for a in view.attempts if a.id == attempt), None)
+        known = view.attempt(attempt)
         if known is None or known.state is not lifecycle.AttemptState.OPEN:
             return False
         ended = here.write(Ended(task.id, attempt, outcome, lifecycle.outcome_known(view), retryable, reason, value))

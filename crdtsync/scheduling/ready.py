@@ -105,11 +105,13 @@ class ReadyQueue:
         return None
 
     def pop(self, lane: Lane) -> TaskId | None:
-        task = self.peek(lane)
-        if task is not None:
-            heapq.heappop(self._heaps[lane])
-            self._left(self._member.pop(task))
-        return task
+        heap = self._heaps.get(lane)
+        while heap:
+            entry = heapq.heappop(heap)
+            if self._member.get(entry[2]) is entry:
+                self.remove(entry[2])
+                return entry[2]
+        return self.peek(lane)  # there is none: the lane goes
 
     def next_lane(self, serves: Callable[[Lane], bool]) -> Lane | None:
         """The next lane in turn that has work and is served; it goes to the end of the turns."""
