@@ -154,7 +154,10 @@ class Intake:
             here.fold(EventId(commit.stamp, commit.writer, commit.number, index), event)
         here.log.mark_applied(commit)
         here.reform()
-        here.clock.observe(here.reissues.stamp(commit.writer, commit.number, commit.stamp), here.now)
+        stamp = commit.stamp
+        if here.reissues:
+            stamp = here.reissues.stamp(commit.writer, commit.number, stamp)
+        here.clock.observe(stamp, here.now)
         here.note(commit)
         self._folded(commit)
 

@@ -253,7 +253,8 @@ class WorkerRequests:
 
     def _named(self, ref: c.AttemptRef) -> AttemptId:
         """The attempt that a worker means, which may have been re-issued since it was assigned."""
-        return self._here.reissues.id(ref)
+        attempt = EventId(*ref)  # type: ignore[arg-type]
+        return self._here.reissues.id(attempt) if self._here.reissues else attempt
 
     def _with(self, ref: c.AttemptRef, ticket: Any, then: Callable[[Task, AttemptId], Any]) -> None:
         """Answer `ticket` with what `then` makes of the attempt and its task, loaded if it left memory."""
