@@ -44,6 +44,7 @@ from simulator import node as driver
 from simulator.limit_bugs import LIMIT_BUGS
 from simulator.member_bugs import MEMBER_BUGS
 from simulator.mutants import Bug, Patches
+from simulator.reissue_bugs import REISSUE_BUGS
 
 if TYPE_CHECKING:
     from simulator.node import Node
@@ -687,6 +688,7 @@ BUGS: Final = (
         plant=lost_attempts_stay_open),
     Bug("two_attempts_at_once", "an attempt that was given up ends again", ("TASK-1",), plant=two_attempts_at_once),
     *LIMIT_BUGS,
+    *REISSUE_BUGS,
     *MEMBER_BUGS,
 )  # fmt: skip
 assert len({bug.name for bug in BUGS}) == len(BUGS)

@@ -96,6 +96,8 @@ _FAMILIES: Final = {
     "poison": Family.WORKLOAD,
     "drain": Family.WORKLOAD,
     "redrive": Family.WORKLOAD,
+    "clock_future": Family.CLOCK,
+    "reissue": Family.CLOCK,
     "add": Family.MEMBERSHIP,
     "forget": Family.MEMBERSHIP,
 }
@@ -193,6 +195,20 @@ _KINDS: Final = (
     # Clocks. At the end of a fault the clock is right again, except after a step.
     _kind("clock_offset", Aim.REGIONS, "The wall clock is off by so much.", off_ms=Param(400, -60_000, 60_000)),
     _kind("clock_drift", Aim.REGIONS, "Both clocks run fast or slow.", rate_ppm=Param(200, -500, 500)),
+    _kind(
+        "clock_future",
+        Aim.REGIONS,
+        "The machine restarts with its wall clock far in the future, and believes it if nobody is there to tell it.",
+        drawn=False,
+        by_ms=Param(73 * 365 * 86_400_000, 0, 100 * 365 * 86_400_000),
+    ),
+    _kind(
+        "reissue",
+        Aim.REGIONS,
+        "An operator has the region re-issue what it stamped far ahead, as soon as its clock is right.",
+        instant=True,
+        drawn=False,
+    ),
     _kind(
         "clock_step",
         Aim.REGIONS,

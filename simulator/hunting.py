@@ -128,6 +128,23 @@ def off(seed: int) -> Scenario:
     )
 
 
+def future(seed: int) -> Scenario:
+    """A region that is cut off restarts decades ahead, works, is set right, and re-issues what it wrote."""
+    rng = _rng(seed, "future")
+    (one,) = rng.sample(REGIONS, 1)
+    return _scenario(
+        "future",
+        (
+            Fault("isolate", 6_000, 14_000, (one,)),
+            Fault("clock_future", 8_000, rng.randint(10_000, 18_000), (one,)),
+            Fault("failing", 5_000, 20_000, ("*",), {"rate": 0.2}),
+            Fault("reissue", 30_000, 0, (one,)),
+            Fault("kill", 30_000 + rng.randint(0, 1_500), 500, (one,)),
+        ),
+        heal_ms=40_000,
+    )
+
+
 def forgetful(seed: int) -> Scenario:
     """Commits are dropped soon, and a disk is lost: a snapshot has to make up for it."""
     rng = _rng(seed, "forgetful")
@@ -370,6 +387,7 @@ _ALL: Final = (
     loss,
     skew,
     off,
+    future,
     forgetful,
     deadlines,
     torn,

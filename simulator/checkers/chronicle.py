@@ -16,6 +16,7 @@ from crdtsync import events as ev
 from crdtsync.effects import CommitRow, Persist
 from crdtsync.identifiers import EventId, RegionId, TaskId, node_of, region_of
 from crdtsync.log.commit import Commit, decode_commit
+from crdtsync.log.reissues import Reissues
 from simulator.checkers import peek
 from simulator.checkers.reckoning import Fact, Verdict, reckon
 from simulator.checkers.rolls import Roll, Rolls
@@ -85,6 +86,7 @@ class Chronicle:
         self.commits: dict[tuple[str, int], Written] = {}
         self.tasks: dict[bytes, list[Fact]] = {}
         self.attempts: dict[EventId, Fact] = {}  # claims by their id
+        self.reissues = Reissues()  # of all that anybody wrote
         self.nodes: dict[str, NodeLife] = {}
         self.rolls = Rolls(())
         self.lost: dict[tuple[str, int], None] = {}  # were durable once, and a disk lost them
@@ -168,17 +170,35 @@ class Chronicle:
         self.moved_us = record.at_us
         region = region_of_node(record.node)
         for place, event in enumerate(commit.events):
+            if isinstance(event, ev.Reissued):
+                self._reissued(EventId(commit.stamp, commit.writer, commit.number, place), event)
             if isinstance(event, ev.MembersChanged | ev.FinalHeads):
                 self.rolls.note(EventId(commit.stamp, commit.writer, commit.number, place), event)
             if type(event) not in ev.TASK_EVENTS:
                 continue
-            id = EventId(commit.stamp, commit.writer, commit.number, place)
-            fact = Fact(id, event, record.node, record.at_us, record.seq)
+            id, read = self.reissues.fact(EventId(commit.stamp, commit.writer, commit.number, place), event)
+            fact = Fact(id, read, record.node, record.at_us, record.seq)
             self.tasks.setdefault(event.task, []).append(fact)  # type: ignore[union-attr]
             self.vacuity.touch(event.task, region, record.at_us)  # type: ignore[union-attr]
             if type(event) is ev.Claimed:
                 self.attempts[id] = fact
                 self.claimed_us[region] = record.at_us
+
+    def _reissued(self, id: EventId, event: ev.Reissued) -> None:
+        """Facts known before take the place in which the replicas now see them; names stay."""
+        if not self.reissues.add(id, event):
+            return
+        for task in event.tasks:
+            moved = [
+                fact._replace(**dict(zip(("id", "event"), self.reissues.fact(fact.id, fact.event), strict=True)))
+                for fact in self.tasks.get(task, ())
+            ]
+            self.tasks[task] = moved
+            self.attempts.update({fact.id: fact for fact in moved if type(fact.event) is ev.Claimed})
+
+    def stamp_of(self, commit: Commit) -> int:
+        """The stamp that a commit counts under, as far as anybody has said."""
+        return self.reissues.stamp(commit.writer, commit.number, commit.stamp)
 
     def _write(self, record: Record) -> None:
         node = self.world.nodes.get(record.node)

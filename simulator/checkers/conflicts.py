@@ -61,7 +61,7 @@ class Conflicts(Family):
     def _compensation(self, record: Record, id: EventId, event: ev.Submitted) -> None:
         assert event.undoes is not None
         task, attempt, key = event.undoes
-        attempt = EventId(*attempt)
+        attempt = self.chronicle.reissues.id(attempt)
         self._undoing.setdefault(task, []).append((id, event, record.seq))
         if self.chronicle.commits[id.writer, id.number].ahead:
             return
@@ -137,7 +137,7 @@ class Conflicts(Family):
         ids: dict[tuple[EventId, bytes], bytes] = {}
         for _, event, seq in self._undoing.get(task, ()):
             assert event.undoes is not None
-            about = (EventId(*event.undoes[1]), event.undoes[2])
+            about = (self.chronicle.reissues.id(event.undoes[1]), event.undoes[2])
             self.judged_task("CONF-2", task)
             known = ids.setdefault(about, event.task)
             if known != event.task:
@@ -167,7 +167,7 @@ class Conflicts(Family):
             for one in due_compensations(verdict, self.chronicle.names_of_compensations(task))
         }
         done = {
-            (EventId(*event.undoes[1]), event.undoes[2]): event
+            (self.chronicle.reissues.id(event.undoes[1]), event.undoes[2]): event
             for id, event, _ in self._undoing.get(task, ())
             if event.undoes is not None and self.chronicle.survives(id)
         }

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 NEVER_DURABLE: Final = "not yet on disk"
 
 
+REPAIRS: Final = frozenset((ev.WriterOpened, ev.Reissued))
+
+
 class Durability(Family):
     kinds = ("client.answer", "commit", "disk.write", "disk.lost", "node.start", "notify", "task.assigned")
     invariants = ("DUR-1", "DUR-2", "LOG-1", "LOG-2", "LOG-3", "LOG-4", "LOG-5", "LOG-7")
@@ -72,7 +75,10 @@ class Durability(Family):
         self._told_all(record, row, life)
 
     def _told_all(self, record: Record, row: CommitRow, life: NodeLife) -> None:
-        """A commit's deps must name everything that its writer had applied by its previous write."""
+        """A commit's deps must name everything that its writer had applied by its previous write: or nothing, where it
+        re-issues what others hold back."""
+        if {type(event) for event in self.chronicle.commits[row.writer, row.number].commit.events} <= REPAIRS:
+            return
         self.judged("LOG-2", record.node, record)
         seen = self.chronicle.commits[row.writer, row.number].seen
         for writer, number in life.applied_before.items():

@@ -49,6 +49,13 @@ def stamps(node: Node) -> bool:
     return node.replica is None or bool(node.replica._here.stamps)  # noqa: SLF001
 
 
+def repairs(node: Node, writer: str, number: int) -> bool:
+    """Whether the node re-issues what it stamped far ahead, this commit among it: the one time at which stamps go back."""
+    if node.replica is None:
+        return False
+    return node.replica._reissuing.pending or node.replica._here.log.released(writer) >= number  # type: ignore[arg-type]  # noqa: SLF001
+
+
 def refuses(node: Node) -> bool:
     """Whether a node that has begun to write has stopped to, for its clock's sake."""
     return node.replica is not None and node.replica._opened and not node.replica._here.stamps  # noqa: SLF001

@@ -8,7 +8,7 @@ from crdtsync import events as ev
 from crdtsync.identifiers import EventId, incarnation_of, node_of
 from simulator.catalogue import Family as Faults
 from simulator.checkers.chronicle import Chronicle, Family, Heads, named
-from simulator.checkers.peek import own_time_ms, physical_ms, refuses, true_ms
+from simulator.checkers.peek import own_time_ms, physical_ms, refuses, repairs, true_ms
 from simulator.clock import EPOCH_US
 from simulator.trace import Record
 
@@ -114,7 +114,7 @@ class Time(Family):
         if last is not None:
             _, before, at = last
             kept = incarnation_of(before) == incarnation_of(writer) or self.chronicle.on_disk(record.node, before, at)
-            if kept and stamp <= last[0]:
+            if kept and stamp <= last[0] and not repairs(self.world.nodes[record.node], before, at):
                 self.fail(
                     "HLC-1",
                     f"commit {number} of {writer} is stamped {stamp}, not after {last[0]} of {before}",
@@ -126,7 +126,7 @@ class Time(Family):
         self.judged("HLC-2", record.node, record)
         for other, number in seen.items():
             earlier = self.chronicle.commits.get((other, number))
-            if earlier is not None and other != writer and earlier.commit.stamp >= stamp:
+            if earlier is not None and other != writer and self.chronicle.stamp_of(earlier.commit) >= stamp:
                 self.fail(
                     "HLC-2",
                     f"{record.node} had seen commit {number} of {other} and stamps {stamp}, not after its "
@@ -236,8 +236,9 @@ class Time(Family):
             if own_ms < 0:
                 own_ms = own_time_ms(node)
             self.judged("HLC-4", record.node, record)
-            ahead_ms = (written.commit.stamp >> 16) - own_ms
-            if ahead_ms > node.settings.max_skew_ms + SLACK_MS and not life.restored:
+            ahead_ms = (self.chronicle.stamp_of(written.commit) >> 16) - own_ms
+            limit_ms = node.settings.max_skew_ms + SLACK_MS
+            if ahead_ms > limit_ms and not (life.restored or repairs(node, writer, number)):
                 self.fail(
                     "HLC-4",
                     f"{record.node} has applied commit {number} of {writer}, stamped {ahead_ms} ms ahead of its own "

@@ -7,7 +7,7 @@ region, so that the vacuity table counts faults that mattered.
 
 from __future__ import annotations
 
-from simulator.faults import disks, links, members, processes, surroundings  # noqa: F401 - each fills the table
+from simulator.faults import disks, future, links, members, processes, surroundings  # noqa: F401 - each fills the table
 from simulator.faults.active import BEGIN, ActiveFault
 
 __all__ = ["BEGIN", "ActiveFault"]
