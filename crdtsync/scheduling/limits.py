@@ -73,6 +73,7 @@ class Rule:
     young: int = 0  # of them, by this incarnation
     cooling: deque[list[int]] = field(default_factory=deque)  # of a rate: [until_ms (mono), rights, of them young]
     parked: dict[Lane, None] = field(default_factory=dict)  # lanes that wait for this one
+    elsewhere: dict[Lane, None] = field(default_factory=dict)  # lanes under it too that wait for a later one
     lacking_since_ms: int | None = None  # nothing has started under it since, though something waits
     gave_ms: int | None = None
     burn_until_ms: int | None = None  # the limit was lowered: until then this region keeps its part of it
@@ -174,10 +175,14 @@ class Limits:
                 changed = True
         if changed:
             self._by_target = {}
-            for rule in self._rules.values():
+            for _, rule in sorted(self._rules.items()):
                 self._by_target.setdefault(rule.setting.target, []).append(rule)
             for rule in self._rules.values():
+                rule.elsewhere.clear()
+            for rule in self._rules.values():
                 self._recount(rule)
+                for lane in rule.parked:
+                    self._lack(lane, rule)
             self._here.table.touch_all()
 
     def _recount(self, rule: Rule) -> None:
@@ -189,7 +194,7 @@ class Limits:
         self._dirty[rule.limit.id] = None
 
     def _over(self, scope: Scope) -> list[Rule]:
-        """The rules that a task of this scope is under."""
+        """The rules that a task of this scope is under, in the one order in which every region gets rights of them."""
         if not self._by_target:
             return []
         return [rule for target in scope.targets for rule in self._by_target.get(target, ())]
@@ -257,14 +262,26 @@ class Limits:
         """Take the lane out of turn until the limit has room: it costs nobody else's dispatch anything meanwhile."""
         self._ready.park(lane)
         rule.parked[lane] = None
-        if rule.lacking_since_ms is None:
-            rule.lacking_since_ms = self._here.now.mono_ms
-        self._dirty[rule.limit.id] = None
+        self._lack(lane, rule)
+
+    def _lack(self, lane: Lane, blocking: Rule) -> None:
+        """Rights of the limits before the blocking one are kept, or they would be passed on and never meet with its own;
+        those behind it are not, or two regions would keep what each other waits for (Havender, "Avoiding deadlock in
+        multitasking systems", IBM Systems Journal 1968)."""
+        for rule in self._over(self._scope(lane)):
+            if rule.lacking_since_ms is None:
+                rule.lacking_since_ms = self._here.now.mono_ms
+            self._dirty[rule.limit.id] = None
+            if rule is blocking:
+                break
+            rule.elsewhere[lane] = None
 
     def _wake(self, rule: Rule, count: int) -> None:
         """Put so many lanes back in turn, those first that have waited longest."""
         for lane in list(rule.parked)[:count]:
             del rule.parked[lane]
+            for other in self._over(self._scope(lane)):
+                other.elsewhere.pop(lane, None)
             self._ready.unpark(lane)
 
     @staticmethod
@@ -279,7 +296,7 @@ class Limits:
         self._of_task[task] = (*self._of_task.get(task, ()), attempt)
         self._bind(attempt, scope)
         for rule in self._over(scope):
-            rule.lacking_since_ms = self._here.now.mono_ms if rule.parked else None
+            rule.lacking_since_ms = self._here.now.mono_ms if rule.parked or rule.elsewhere else None
             if rule.is_rate:
                 rule.used += 1
                 rule.young += 1
@@ -546,11 +563,17 @@ class Limits:
 
     def _demand(self, rule: Rule) -> Demand:
         parked = () if self.leaving else rule.parked
-        waiting = sum(min(self._ready.waiting(lane), self._workers.credits_for(lane)) for lane in parked)
+        waiting = sum(map(self._startable, parked))
+        if not self.leaving and any(map(self._startable, rule.elsewhere)):
+            waiting += 1  # no more, or limits that are scarcer would keep rights of this one idle
         since_ms = rule.lacking_since_ms
         waited_ms = self._here.now.mono_ms - since_ms if waiting and since_ms is not None else 0
         waiting = min(waiting, rule.setting.amount)
         return Demand(rule.limit.id, max(0, self.cap(rule)), max(0, rule.used), waiting, waited_ms, not self._trusted())
+
+    def _startable(self, lane: Lane) -> int:
+        """How many of a lane would start if no limit were in the way."""
+        return min(self._ready.waiting(lane), self._workers.credits_for(lane))
 
     def _demand_of(self, peer: RegionId, rule: Rule) -> Demand | None:
         heard = self._heard.get(peer, {}).get(rule.limit.id)

@@ -493,3 +493,41 @@ def test_limits_survive_a_restart_a_snapshot_and_a_rebuild_with_equal_digests() 
     assert cluster.alarms() == []
     assert sum(rights(cluster, "ap").values()) == 9
     assert len({str(rights(cluster, region)) for region in cluster.nodes}) == 1
+
+
+# Several limits over one task ----------------------------------------------------------------------
+
+
+def test_rights_of_two_limits_meet_though_there_are_more_regions_than_rights() -> None:
+    """Swarm seed 638: regions passed on the right of the one limit while they waited for the other one's, for ever."""
+    regions = ("ap", "eu", "sa", "uk", "us")
+    cluster = limited(*regions, limit=globally(1))
+    cluster.nodes[RegionId("eu")].ask(c.SetLimit(c.LimitDeclaration("task:work", concurrency=1)))
+    cluster.run_for(1_000)
+    tasks = [task for region in regions for task in flood(cluster, region, 3)]
+    watch = Watch(cluster)
+    watch.run_for(60_000)
+    assert {cluster.state("eu", task) for task in tasks} == {"succeeded"}
+    assert watch.most == 1
+
+
+def test_a_scarcer_limit_keeps_no_rights_of_another_one_idle() -> None:
+    cluster = Cluster(
+        "eu",
+        "us",
+        tasks={name: lambda _: Outcome(after_ms=WORK_MS) for name in ("work", "rare")},
+        declare={name: {"queue": "billing"} for name in ("work", "rare")},
+        credits=20,
+    )
+    eu = cluster.nodes[RegionId("eu")]
+    eu.ask(c.SetLimit(globally(10)))
+    eu.ask(c.SetLimit(c.LimitDeclaration("task:rare", concurrency=1)))
+    cluster.run_for(1_000)
+    for _ in range(30):
+        cluster.submit("us", "rare")
+    flood(cluster, "eu", 300)
+    cluster.run_for(2_000)
+    watch = Watch(cluster)
+    watch.run_for(4_000)
+    assert watch.most <= 10
+    assert watch.area / 4_000 >= 9
