@@ -36,6 +36,7 @@ from crdtsync.protocol.peer_messages import RUN_COMMITS_MAX, RUNS_MAX, Run
 FRAME_COMMITS_MAX: Final = 4_096  # in one frame, however small: bounds the time that a receiver takes for it
 assert min(RUN_COMMITS_MAX, RUNS_MAX) >= FRAME_COMMITS_MAX
 TRIES_AT_ONCE: Final = 2  # a peer that processed a commit and lacks it gets it again at once so often; then we wait
+CROSSING_MS: Final = 500  # heads that come so soon after a commit may have crossed it: about the longest round trip
 
 IsRelay = Callable[[WriterId], bool]
 
@@ -92,6 +93,14 @@ class _Stall(NamedTuple):
     until_ms: int
 
 
+class _Hold(NamedTuple):
+    """What the peer lacks of a writer is left to another source: as long as it comes, or might still be under way."""
+
+    have: int  # what the peer had when this began
+    since_ms: int
+    until_ms: int  # at the latest, unless it got on
+
+
 class Feed:
     """One peer's position in one domain.
 
@@ -112,7 +121,7 @@ class Feed:
         self._sent_in: dict[WriterId, int] = {}  # number of the last frame that carried commits of this writer
         self._cursor: dict[WriterId, int] = {}  # stamp of the last commit sent
         self._behind: set[WriterId] = set()
-        self._holds: dict[WriterId, int] = {}  # left to another source until then, at the latest
+        self._holds: dict[WriterId, _Hold] = {}
         self._released: set[WriterId] = set()  # no longer held until the peer has caught up
         self._stalls: dict[WriterId, _Stall] = {}
 
@@ -190,7 +199,7 @@ class Feed:
                 self._position[writer] = row.number - 1
                 del self._holds[writer]
         elif elsewhere and writer not in self._behind and writer not in self._released:
-            self._holds[writer] = self._hold_end(now_ms)
+            self._holds[writer] = self._hold(self._theirs[writer], now_ms)
         self._behind.add(writer)
 
     def _judge_hold(
@@ -199,17 +208,18 @@ class Feed:
         """Decide, at the peer's heads, whether somebody else is to send it the commits of `writer` that it lacks."""
         bulk = number - have > self._settings.bulk_commits
         if writer in self._holds:
-            progress = before is not None and have > before[writer]
-            if elsewhere and bulk and progress:
-                self._holds[writer] = self._hold_end(now_ms)
-            else:
+            hold = self._holds[writer]
+            if elsewhere and have > hold.have:
+                self._holds[writer] = self._hold(have, now_ms)
+            elif not elsewhere or now_ms - hold.since_ms >= CROSSING_MS:
                 del self._holds[writer]
                 self._released.add(writer)
         elif elsewhere and writer not in self._released and (before is None or bulk):
-            self._holds[writer] = self._hold_end(now_ms)
+            self._holds[writer] = self._hold(have, now_ms)
 
-    def _hold_end(self, now_ms: int) -> int:
-        return now_ms + 2 * self._settings.heads_interval_ms  # its heads come before, unless they are lost
+    def _hold(self, have: int, now_ms: int) -> _Hold:
+        # Its heads come before that, unless they are lost.
+        return _Hold(have, now_ms, now_ms + 2 * self._settings.heads_interval_ms)
 
     def _stall(self, writer: WriterId, have: int, lost: bool, now_ms: int) -> None:
         stall = self._stalls.get(writer)
@@ -317,7 +327,7 @@ class Feed:
         """Let go of what is due. Returns whether there may be something to send."""
         if not self.waits:
             return False
-        due = [writer for writer, until_ms in self._holds.items() if until_ms <= now_ms]
+        due = [writer for writer, hold in self._holds.items() if hold.until_ms <= now_ms]
         for writer in due:
             del self._holds[writer]
             self._released.add(writer)
@@ -332,7 +342,7 @@ class Feed:
 
     def next_deadline_ms(self, now_ms: int) -> int | None:
         """When `tick` is next worth calling: a hold or a stall ends. Those that are over do not count."""
-        ends = list(self._holds.values())
+        ends = [hold.until_ms for hold in self._holds.values()]
         ends += [s.until_ms for writer, s in self._stalls.items() if writer in self._behind and s.until_ms > now_ms]
         return min(ends, default=None)
 

@@ -131,7 +131,7 @@ class Exchange:
         link = origin.open_link
         if link is None or domain not in link.domains or not link.domains[domain].have.trusted:
             return True
-        return link.domains[domain].have[writer] >= number
+        return link.domains[domain].feed.position(writer) >= number  # told, or sent by it since it last told
 
     # Digests ---------------------------------------------------------------------------------------------------------
 

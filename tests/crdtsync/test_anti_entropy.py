@@ -8,7 +8,15 @@ import pytest
 
 from crdtsync.effects import CommitRow
 from crdtsync.events import Expired
-from crdtsync.gossip.anti_entropy import FRAME_COMMITS_MAX, TRIES_AT_ONCE, CommitCache, Feed, Gathered, Read
+from crdtsync.gossip.anti_entropy import (
+    CROSSING_MS,
+    FRAME_COMMITS_MAX,
+    TRIES_AT_ONCE,
+    CommitCache,
+    Feed,
+    Gathered,
+    Read,
+)
 from crdtsync.gossip.settings import GossipSettings
 from crdtsync.identifiers import DEFAULT_DOMAIN, RegionId, TaskId, WriterId, writer_id
 from crdtsync.log.commit import NO_HASH, seal
@@ -263,8 +271,20 @@ def test_it_is_relayed_when_the_peer_has_no_link_there():
 def test_what_another_source_did_not_bring_goes_out_at_the_next_heads():
     feed, mine = caught_up(), Heads({AP_1: 1})
     feed.durable(row(AP_1, 1), AP, frozenset({AP}), 0)
-    heads(feed, Heads(), mine, links=(AP,))
+    heads(feed, Heads(), mine, links=(AP,), now_ms=CROSSING_MS)
     assert numbers(gather(feed, cache_of(row(AP_1, 1)), mine)) == [(AP_1, [1])]
+
+
+def test_heads_that_may_have_crossed_a_commit_do_not_say_that_it_is_missing():
+    """Swarm seed 625: among regions far from each other every commit was sent by every region that had it."""
+    feed, mine = caught_up(), Heads({AP_1: 2})
+    feed.durable(row(AP_1, 1), AP, frozenset({AP}), 0)
+    heads(feed, Heads(), mine, links=(AP,), now_ms=CROSSING_MS - 1)
+    assert gather(feed, cache_of(row(AP_1, 1), row(AP_1, 2)), mine) == Gathered()
+    heads(feed, Heads({AP_1: 1}), mine, links=(AP,), now_ms=CROSSING_MS)  # the source goes on
+    assert gather(feed, cache_of(row(AP_1, 1), row(AP_1, 2)), mine) == Gathered()
+    heads(feed, Heads({AP_1: 1}), mine, now_ms=CROSSING_MS + 1)  # until its link is gone
+    assert numbers(gather(feed, cache_of(row(AP_1, 2)), mine)) == [(AP_1, [2])]
 
 
 def test_without_heads_it_goes_out_after_two_intervals():
@@ -295,9 +315,9 @@ def test_a_backlog_is_left_to_its_origin_as_long_as_that_brings_it():
     feed, mine, cache = feed_to(), Heads({AP_1: 10_000}), cache_of()
     heads(feed, Heads(), mine, links=(AP,))
     assert gather(feed, cache, mine) == Gathered()
-    heads(feed, Heads({AP_1: 3_000}), mine, links=(AP,))
+    heads(feed, Heads({AP_1: 3_000}), mine, links=(AP,), now_ms=CROSSING_MS)
     assert gather(feed, cache, mine) == Gathered()
-    heads(feed, Heads({AP_1: 3_000}), mine, links=(AP,))  # it stopped
+    heads(feed, Heads({AP_1: 3_000}), mine, links=(AP,), now_ms=2 * CROSSING_MS)  # it stopped
     assert gather(feed, cache, mine).read == Read(AP_1, 3_001)
 
 

@@ -71,6 +71,19 @@ def test_a_commit_is_never_sent_back_nor_to_its_writer(topology, jitter_ms):
     assert max(Counter(network.commits_sent).values()) == 1  # nor twice over one link
 
 
+def test_far_apart_too_each_region_is_sent_each_commit_hardly_more_than_once():
+    """Swarm seed 625: heads that crossed commits were taken for commits that nobody had brought."""
+    network = Network(NAMES, mesh(NAMES), latency_ms=150, jitter_ms=100, settings=GossipSettings(heads_interval_ms=500))
+    network.run(4_000)
+    for _ in range(150):
+        for node in network.nodes.values():
+            node.write()
+        network.run(97)
+    network.run(5_000)
+    assert network.converged()
+    assert len(network.commits_sent) <= 1.05 * 150 * len(NAMES) * (len(NAMES) - 1)
+
+
 def test_in_a_full_mesh_each_region_is_sent_each_commit_once():
     network = Network(NAMES, mesh(NAMES))
     network.run(4_000)
