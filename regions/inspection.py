@@ -24,6 +24,7 @@ from crdtsync.history import Facts
 from crdtsync.identifiers import Domain, EventId, WriterId
 from crdtsync.log.commit import NO_HASH, PREFIX_BYTES, Commit, decode_commit
 from crdtsync.log.digest import NOTHING, Digest
+from crdtsync.log.reissues import Reissues
 from crdtsync.resolve import resolve
 from crdtsync.rows import FOLD_BYTES_MAX, limit_facts
 from crdtsync.task_view import view_hash
@@ -128,8 +129,10 @@ async def verify(store: Store, applied: Mapping[str, int] | None = None) -> Repo
         recovered = await store.recover()
         for domain, writers in recovered.domains.items():
             report.writers += len(writers)
+            reissues = _stored_reissues(domain, recovered.meta, report)
             limits = _stored_limits(domain, recovered.meta, report)
-            await _verify_commits(store, domain, writers, limits, applied, report)
+            limits.read_again(reissues.id)
+            await _verify_commits(store, domain, writers, (limits, reissues), applied, report)
             digest = Digest()
             for limit in limits:
                 digest.replace(NOTHING, limit.share)
@@ -146,7 +149,7 @@ async def _verify_commits(
     store: Store,
     domain: Domain,
     writers: dict[WriterId, WriterMarks],
-    limits: LimitTable,
+    state: tuple[LimitTable, Reissues],
     applied: Mapping[str, int] | None,
     report: Report,
 ) -> None:
@@ -163,7 +166,7 @@ async def _verify_commits(
                 continue
             report.commits += 1
             _verify_link(commit, domain, chains, report)
-            _fold_limits(commit, limits, applied)
+            _fold_limits(commit, *state, applied)
             for dep in commit.deps:
                 prefix = int.from_bytes(dep.prefix, "big")
                 chain = chains.get(dep.writer)
@@ -211,12 +214,24 @@ def _stored_limits(domain: Domain, meta: Mapping[str, bytes], report: Report) ->
     return table
 
 
-def _fold_limits(commit: Commit, limits: LimitTable, applied: Mapping[str, int] | None) -> None:
+def _stored_reissues(domain: Domain, meta: Mapping[str, bytes], report: Report) -> Reissues:
+    """Which commits count under another stamp than their own."""
+    reissues = Reissues()
+    state = meta.get(f"reissues/{domain}")
+    if state is not None:
+        try:
+            reissues.join(state)
+        except CrdtSyncError as error:
+            report.found(f"what was re-issued in {domain} cannot be read: {error}")
+    return reissues
+
+
+def _fold_limits(commit: Commit, limits: LimitTable, reissues: Reissues, applied: Mapping[str, int] | None) -> None:
     if applied is not None and commit.number > applied.get(commit.writer, 0):
         return  # held back, or waits for others: no part of the state
     for place, event in enumerate(commit.events):
         if isinstance(event, LimitEvent):
-            limits.fold(EventId(commit.stamp, commit.writer, commit.number, place), event)
+            limits.fold(*reissues.fact(EventId(commit.stamp, commit.writer, commit.number, place), event))
 
 
 async def _verify_rows(store: Store, domain: Domain, digest: Digest, report: Report) -> None:

@@ -161,7 +161,8 @@ def _plan(writer: str, commits: list[dict[str, Any]], clock: dict[str, Any]) -> 
     kinds: dict[str, int] = {}
     for event in events:
         kinds[event["kind"]] = kinds.get(event["kind"], 0) + 1
-    ahead_ms = stamp_ms(commits[0]["stamp"]) - clock["time_ms"]
+    # By the wall clock where that is behind: a node alone may count on from the future after it was set right.
+    ahead_ms = stamp_ms(commits[0]["stamp"]) - min(clock["time_ms"], clock["wall_ms"])
     return {
         "writer": writer,
         "from": commits[0]["number"],

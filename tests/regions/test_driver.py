@@ -12,6 +12,7 @@ from crdtsync.protocol.values import encode_arguments
 from crdtsync.settings import Settings
 from regions import driver as driver_module
 from regions.driver import Driver
+from regions.inspection import verify
 from regions.storage.memory import MemoryStore
 from tests.regions.polling import until
 
@@ -276,6 +277,7 @@ def test_a_node_that_wrote_in_2099_re_issues_it_and_goes_on_as_another_incarnati
         async with driving(store) as running:
             await running.declare()
             task = (await running.submit())["id"]
+            await running.ask(commands.SetLimit(commands.LimitDeclaration("task:add", concurrency=3)))
             writer = running.driver.replica.writer
         ahead[0] = 0
         async with driving(store) as running:  # still counts from the future: it is alone, nobody tells it otherwise
@@ -291,6 +293,11 @@ def test_a_node_that_wrote_in_2099_re_issues_it_and_goes_on_as_another_incarnati
             assert abs(shown["time_ms"] - right().wall_ms) < 60_000
             assert (await running.ask(commands.Describe(bytes.fromhex(task))))["id"] == task
             assert (await running.submit(2))["created"] is True
+            await running.ask(commands.SetLimit(commands.LimitDeclaration("task:add", concurrency=4)))
+            await running.ask(commands.ListTasks())  # which has all rows written
+            report = await verify(store)
+            status = await running.ask(commands.Status())
+            assert (report.findings, report.digest) == ([], status["digest"])
         async with driving(store) as running:  # and whoever reads it from disk finds it so
             shown = await running.ask(commands.ShowClock())
             assert (shown["lead_ms"] < 1_000, shown["held_back"]) == (True, [])
