@@ -159,6 +159,7 @@ class Desk:
 
     def _status(self, _command: c.Status, ticket: Any) -> None:
         here = self._here
+        here.seal()  # what is open counts in the digest: the heads have to name it
         self._requests.reply(
             ticket,
             {

@@ -79,6 +79,35 @@ def test_whoever_waited_for_the_disk_does_not_wait_for_what_follows_as_well() ->
     assert due_ms > node.now.mono_ms
 
 
+def test_the_heads_and_the_digest_of_a_status_are_of_one_moment_while_a_batch_is_being_written() -> None:
+    """Two regions with equal heads and unequal digests would be a divergence, and whoever compares them says so."""
+    cluster = Cluster("eu", tasks={"noop": never})
+    node = cluster.nodes["eu"]
+    replica = node.replica
+    assert replica is not None
+    specs = [c.TaskSpec(name="noop", payload=encode_value([[], {}]), id=id * 16) for id in (b"t", b"u")]
+    replica.submit(c.Submit((specs[0],)), node.now, "first")
+    [batch] = [effect for effect in replica.take_effects() if isinstance(effect, e.Persist)]
+    replica.submit(c.Status(), node.now, "before")
+    replica.submit(c.Submit((specs[1],)), node.now, "second")  # into a commit that stays open until the disk is free
+    replica.submit(c.Status(), node.now, "after")
+    answers: dict[Any, Any] = {}
+    for _ in range(3):
+        replica.persisted(batch.batch, node.now)
+        batches = []
+        for effect in replica.take_effects():
+            if isinstance(effect, e.Reply):
+                answers[effect.ticket] = effect.value
+            elif isinstance(effect, e.Persist):
+                batches.append(effect)
+        if not batches:
+            break
+        [batch] = batches
+    before, after = answers["before"], answers["after"]
+    assert before["digest"] != after["digest"]
+    assert before["heads"] != after["heads"]
+
+
 def test_what_arrives_during_one_fsync_shares_the_next() -> None:
     cluster = Cluster("eu", tasks={"noop": succeed}, credits=50)
     node = cluster.nodes["eu"]
