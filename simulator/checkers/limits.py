@@ -136,8 +136,6 @@ class Limits(Family):
 
     def _on_disk(self, written: Written, record: Record) -> None:
         commit = written.commit
-        if (commit.writer, commit.number) in self._durable:
-            return  # a region gets back what its disk had lost: nothing begins anew by that
         self._durable[commit.writer, commit.number] = None
         for place, event in enumerate(commit.events):
             if type(event) is ev.Ended:
