@@ -14,6 +14,7 @@ lies still after the healing is stuck, and not just behind a thousand others.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Final
@@ -153,8 +154,12 @@ def _stream(seed: int, purpose: str) -> random.Random:
 def _kinds(seed: int) -> list[str]:
     """The kinds of fault that this seed has."""
     drawn = (name for name, kind in CATALOGUE.items() if kind.drawn)
-    ranked = sorted(drawn, key=lambda kind: blake2b(f"{seed}/{kind}".encode(), digest_size=8).digest())
-    return sorted(ranked[: _stream(seed, "kinds").randint(1, KINDS_MAX)])
+    return sorted(_ranked(f"{seed}", drawn)[: _stream(seed, "kinds").randint(1, KINDS_MAX)])
+
+
+def _ranked(purpose: str, kinds: Iterable[str]) -> list[str]:
+    """In an order of chance in which a new kind moves no other: seeds that do not draw it stay as they were."""
+    return sorted(kinds, key=lambda kind: blake2b(f"{purpose}/{kind}".encode(), digest_size=8).digest())
 
 
 def _besides(seed: int, names: list[str], loads: tuple[Load, ...], heal_ms: int) -> list[Fault]:
@@ -323,9 +328,9 @@ def _members(seed: int, names: list[str], heal_ms: int, *, alike: bool) -> tuple
         joiner = (replace(Region(name) if alike else _region(rng, name), joins=True),)
         start_ms = rng.randint(min(SETTLE_MS, heal_ms // 2), heal_ms // 2)
         done.append(Fault("add", start_ms, heal_ms - start_ms, (name,)))
-    kinds = sorted(name for name, kind in CATALOGUE.items() if kind.drawn and name not in TWINS)
+    kinds = _ranked(f"{seed} members", (name for name, kind in CATALOGUE.items() if kind.drawn and name not in TWINS))
     everybody = [*names, *(region.name for region in joiner)]
-    done += [_fault(seed, f"among members {n}", kinds, everybody, heal_ms) for n in range(MEMBERS_FAULTS)]
+    done += [_fault(seed, f"among members {kind}", [kind], everybody, heal_ms) for kind in kinds[:MEMBERS_FAULTS]]
     return joiner, done
 
 
