@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, NewType
 
@@ -72,9 +73,11 @@ def writer_id(region: str, node: str, incarnation: int, entropy: bytes) -> Write
     return WriterId(text)
 
 
-def incarnation_floor(wall_ms: int) -> int:
-    """The least number of a start at this time: above those that a restored disk has forgotten (decision 0007)."""
-    return min(max(1, wall_ms // 1_000 - INCARNATION_EPOCH_S), INCARNATION_FLOOR_MAX)
+def incarnation_floor(wall_ms: int, region: str, known: Iterable[WriterId] = ()) -> int:
+    """The least number of a start at this time: above those that a restored disk has forgotten (decision 0007), and above
+    those that it heard of from others, since a copy of it may have been started in the same second."""
+    by_time = min(max(1, wall_ms // 1_000 - INCARNATION_EPOCH_S), INCARNATION_FLOOR_MAX)
+    return max([by_time, *(incarnation_of(writer) + 1 for writer in known if region_of(writer) == region)])
 
 
 def is_writer(text: str) -> bool:

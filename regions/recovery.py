@@ -57,7 +57,8 @@ async def recover(settings: Settings, store: Store, entropy: bytes, clock: Calla
     Raises:
         StorageError: The disk fails; try again, with new entropy.
     """
-    incarnation = await store.next_incarnation(incarnation_floor(clock().wall_ms))
+    known = [writer for domain in (await store.recover()).domains.values() for writer in domain]
+    incarnation = await store.next_incarnation(incarnation_floor(clock().wall_ms, settings.region, known))
     return await rebuild(settings, writer_id(settings.region, settings.node, incarnation, entropy), store, clock)
 
 

@@ -207,7 +207,8 @@ class Node:
             self._reload_us = min(RELOAD_US_MAX, self._reload_us * 2)
             return
         self._reload_us = RELOAD_US_MIN
-        store.incarnation = max(store.incarnation + 1, incarnation_floor(self.now.wall_ms))
+        known = [writer for writer, _ in store.heads().items()]
+        store.incarnation = max(store.incarnation + 1, incarnation_floor(self.now.wall_ms, self.region, known))
         writer = writer_id(self.region, self.settings.node, store.incarnation, self._rng.randbytes(8))
         settings = self._world.settings_of(self)
         replica = Replica(settings, writer, self.now, store.meta)

@@ -442,5 +442,5 @@ def test_what_is_re_issued_twice_counts_under_the_smaller_stamp_and_survives_as_
 
 
 def test_a_start_under_a_clock_in_2099_leaves_numbers_for_those_that_follow() -> None:
-    number = incarnation_floor(EPOCH_MS + YEAR_2099_MS)
+    number = incarnation_floor(EPOCH_MS + YEAR_2099_MS, "eu")
     assert is_writer(writer_id("eu", "a", number + 1_000_000, bytes(8)))
