@@ -116,7 +116,7 @@ def draw(seed: int, *, duration_ms: int = DURATION_MS) -> Scenario:
     loads = (*loads, *limited)
     joiner, coming_and_going = _members(seed, names, heal_ms, alike=alike)
     regions = (*regions, *joiner)
-    faults += coming_and_going
+    faults = [fault for fault in (*faults, *coming_and_going) if not _hides_who_left(fault, coming_and_going)]
     faults = [_bearable(fault, loads, regions) if fault.kind == "burst" else fault for fault in faults]
     drawn: dict[str, Any] = {
         "regions": len(names),
@@ -332,6 +332,15 @@ def _members(seed: int, names: list[str], heal_ms: int, *, alike: bool) -> tuple
     everybody = [*names, *(region.name for region in joiner)]
     done += [_fault(seed, f"among members {kind}", [kind], everybody, heal_ms) for kind in kinds[:MEMBERS_FAULTS]]
     return joiner, done
+
+
+def _hides_who_left(fault: Fault, coming_and_going: list[Fault]) -> bool:
+    """Whether a member may forget with its disk who was forgotten: if it then meets that one first, both take the other for
+    a founder, which is an honest limit (docs/decisions/0017, swarm seed 885)."""
+    return fault.kind == "disk_lost" and any(
+        change.kind == "forget" and change.start_ms < fault.start_ms and fault.targets != change.targets
+        for change in coming_and_going
+    )
 
 
 def _fault(seed: int, place: int | str, kinds: list[str], names: list[str], heal_ms: int) -> Fault:
