@@ -104,16 +104,26 @@ class Ahead:
             self._here.outbox.next.meta[META] = codec.encode(())
         return True
 
+    def reach(self, heads: Heads) -> Heads | None:
+        """Heads that cover all facts that are here, `heads` being durable; None while nobody knows. What is passed on in a
+        snapshot reaches as far."""
+        if self._is_boundless():
+            return None
+        return heads if self._until is None else heads.join(self._until)
+
     def runs_ahead(self) -> bool:
         """Whether facts are here that the heads do not tell of, so that nothing is written on their ground."""
-        if self._incoming or self._joining:
-            return True
-        if any(self._here.now.mono_ms - since_ms < TORN_MS for since_ms, _ in self._still_torn()):
+        if self._is_boundless():
             return True
         if self._until is None:
             return False
         log = self._here.log  # of a quarantined writer no more will come
         return any(n > log.applied[w] and w not in log.quarantined for w, n in self._until.items())
+
+    def _is_boundless(self) -> bool:
+        if self._incoming or self._joining:
+            return True
+        return any(self._here.now.mono_ms - since_ms < TORN_MS for since_ms, _ in self._still_torn())
 
     def _still_torn(self) -> list[tuple[int, bool]]:
         """Snapshots that broke off, and whose facts may still run ahead: until our heads cover what the sender tells when
@@ -123,6 +133,8 @@ class Ahead:
             if self._here.membership.has_lost(peer) or (goal is not None and self._here.log.applied.covers(goal)):
                 del self._torn[peer]
                 self._strike_out(peer)
+                if goal is not None:  # applied, and not yet durable: the digest of the heads before is another one
+                    self._until = goal if self._until is None else self._until.join(goal)
         return list(self._torn.values())
 
     def _strike_out(self, peer: RegionId) -> None:

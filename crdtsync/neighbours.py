@@ -148,6 +148,9 @@ class Neighbours:
             return heads, b""  # what lacks here is no divergence
         return heads, digest if self._ahead.covered(heads) else b""
 
+    def reach(self, domain: Domain) -> Heads | None:  # noqa: ARG002 - there is one so far
+        return self._ahead.reach(self._durable[0])
+
     def floor(self, domain: Domain) -> Heads:  # noqa: ARG002 - there is one so far
         return self._keeper.floor()
 

@@ -106,6 +106,9 @@ class Node:
         self.held_down: dict[object, None] = {}
         self.life = 0  # of the process; what an earlier one began is ignored
         self.links: dict[RegionId, Connection] = {}
+        self._told_of: dict[
+            RegionId, Connection
+        ] = {}  # those that the replica has got to: a slow one lags behind `links`
         self.guests: dict[Guest, None] = {}
         self.workers: dict[str, WorkerGuest] = {}
         self.notices: list[e.Notify] = []
@@ -271,6 +274,7 @@ class Node:
         for connection in list(self.links.values()):
             self._world.network.close(connection, self, reason, silent=silent)
         self.links.clear()
+        self._told_of.clear()
         self._answers.clear()
         self.workers.clear()
         guests, self.guests = list(self.guests), {}
@@ -339,14 +343,20 @@ class Node:
         if cause >= 0 and len(self._inputs) < CAUSES_MAX:
             self._inputs.append(cause)
         now = self.clock.now(self._kernel.now_us)
+        if name == "connected":
+            peer, self._told_of[peer] = args
+            args = (peer,)
+        elif name == "disconnected":
+            self._told_of.pop(args[0], None)
         try:
             if name == "submit":
                 replica.submit(args[0], now, args[1])
             else:
                 getattr(replica, name)(*args, now)
         except RemoteProtocolError as error:
-            if name == "receive" and args[0] in self.links:
-                self._world.network.close(self.links[args[0]], self, str(error))
+            connection = self._link(args[0]) if name == "receive" else None
+            if connection is not None:
+                self._world.network.close(connection, self, str(error))
                 return
             self._failed(error)
             return
@@ -403,7 +413,7 @@ class Node:
         if older is not None:
             self._world.network.close(older, self, "a newer link takes its place")
         self.links[peer] = connection
-        self.input("connected", (peer,), self._trace.count - 1)
+        self.input("connected", (peer, connection), self._trace.count - 1)
 
     def link_down(self, connection: Connection, reason: str) -> None:  # noqa: ARG002 - the trace has it
         peer = RegionId(connection.other(self).region)
@@ -524,13 +534,18 @@ class Node:
         if life == self.life:
             self.input(ANSWERED_BY[type(effect)], (effect.token, self.disk.store.read(effect)), cause)
 
+    def _link(self, peer: RegionId) -> Connection | None:
+        """The link that the replica means: frames of an old one do not leave by the one that has taken its place."""
+        connection = self._told_of.get(peer)
+        return connection if connection is self.links.get(peer) else None
+
     def _send(self, effect: e.Send) -> None:
-        connection = self.links.get(effect.peer)
+        connection = self._link(effect.peer)
         if connection is not None:
             self._world.network.send(connection, self, effect.message, self._causes())
 
     def _disconnect(self, effect: e.Disconnect) -> None:
-        connection = self.links.get(effect.peer)
+        connection = self._link(effect.peer)
         if connection is not None:
             # After this turn, as the websocket's task would: a replica is fed one input at a time.
             self._kernel.after(0, self._world.network.close, connection, self, effect.reason)

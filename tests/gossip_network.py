@@ -139,6 +139,9 @@ class Node:
         heads = self.log.durable_applied
         return heads, blake2b(repr(heads.items()).encode() + self.digest_salt, digest_size=16).digest()
 
+    def reach(self, domain) -> Heads:
+        return self.digest(domain)[0]
+
     def floor(self, _domain) -> Heads:
         return self.floor_heads
 

@@ -165,7 +165,13 @@ class Transfer:
 
     def _end_snapshot(self, link: Link, sender: SnapshotSender) -> None:
         domain = sender.domain
-        until, digest = self._wire.host.digest(domain)
+        until = self._wire.host.reach(domain)
+        if until is None:  # so nobody could say how far its rows go: it is offered again
+            self._wire.notify("info", "gossip.snapshot_postponed", peer=link.peer, domain=domain)
+            link.sending = None
+            link.domains[domain].feed.paused = False
+            return
+        _, digest = self._wire.host.digest(domain)
         floor = self._wire.host.floor(domain)
         end = SnapshotEnd(
             domain, sender.rows_sent, len(sender.state), tuple(until.items()), tuple(floor.items()), digest

@@ -45,6 +45,11 @@ class GossipHost(Protocol):
         is under way) or not to be compared (a snapshot is being taken in)."""
         ...
 
+    def reach(self, domain: Domain) -> Heads | None:
+        """Heads that cover every fact here, also those of snapshots that run ahead of the durable heads. None while
+        nobody knows: one is coming in, or broke off."""
+        ...
+
     def floor(self, domain: Domain) -> Heads:
         """Up to where commits are dropped here."""
         ...
