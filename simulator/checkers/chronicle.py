@@ -243,8 +243,10 @@ class Chronicle:
 
     def _end_snapshot(self, life: NodeLife) -> None:
         donor = self.nodes.get(life.donor)
-        if donor is not None:
-            life.ahead = _join(life.ahead or {}, donor.on_disk, donor.applied)
+        if donor is not None:  # it may run ahead itself, by what it took or is taking from somebody else
+            behind = self.nodes.get(donor.donor)
+            others = () if behind is None or behind is life else (behind.on_disk, behind.applied)
+            life.ahead = _join(life.ahead or {}, donor.on_disk, donor.applied, donor.ahead or {}, *others)
         life.donor = ""
 
     def is_doubtful(self, task: bytes) -> bool:
