@@ -37,6 +37,8 @@ CUT_MS: Final = (5_000, 20_000)
 REDRIVEN_SHARE: Final = 0.6  # of the seeds that have tasks which die: an operator requeues them
 LIMITED_SHARE: Final = 0.25
 MEMBERS_SHARE: Final = 0.1  # of the seeds: a region joins, one is forgotten, or both
+POISONED_SHARE: Final = 0.25  # of such seeds: a handler that kills its worker meets the change itself
+POISON_MS: Final = 12_000
 MEMBERS_FAULTS: Final = 4  # that such a seed has beside the others, of any kind: what meets them is seldom else
 COMPANY_SHARE: Final = 0.8  # of the seeds with a fault that meets an invariant by chance too rarely
 STORM: Final = {"rate": 0.6, "within_ms": 300}  # of what a worker that is deaf runs, soon enough to find it running
@@ -328,6 +330,10 @@ def _members(seed: int, names: list[str], heal_ms: int, *, alike: bool) -> tuple
         joiner = (replace(Region(name) if alike else _region(rng, name), joins=True),)
         start_ms = rng.randint(min(SETTLE_MS, heal_ms // 2), heal_ms // 2)
         done.append(Fault("add", start_ms, heal_ms - start_ms, (name,)))
+    rng = _stream(seed, "members and poison")
+    if rng.random() < POISONED_SHARE:  # by chance it never struck while a change was under way
+        start_ms = max(fault.start_ms for fault in done)
+        done.append(Fault("poison", start_ms, min(POISON_MS, heal_ms - start_ms), ("*",), {"rate": 0.1}))
     kinds = _ranked(f"{seed} members", (name for name, kind in CATALOGUE.items() if kind.drawn and name not in TWINS))
     everybody = [*names, *(region.name for region in joiner)]
     done += [_fault(seed, f"among members {kind}", [kind], everybody, heal_ms) for kind in kinds[:MEMBERS_FAULTS]]
