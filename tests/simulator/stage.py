@@ -44,7 +44,12 @@ class FakeNode:
         self.digest = b"same"
         self.clock = LocalClock()
         self.replica: Any = SimpleNamespace(
-            _here=SimpleNamespace(clock=SimpleNamespace(_mono_ms=0, _offset_ns=EPOCH_US * 1_000), stamps=True),
+            _here=SimpleNamespace(
+                clock=SimpleNamespace(_mono_ms=0, _offset_ns=EPOCH_US * 1_000),
+                log=SimpleNamespace(released=lambda _writer: 0),
+                stamps=True,
+            ),
+            _reissuing=SimpleNamespace(pending=False),
             _opened=True,
             _rows=SimpleNamespace(floor_heads={}),
         )
